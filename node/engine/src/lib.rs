@@ -1,1 +1,8 @@
-//! TEMP skeleton.
+//! The swarm engine: who to ask for which piece, when. Sans-IO.
+//!
+//! One [`Engine`](engine::Engine) a process owns every swarm and the node-wide budgets. Facts go in
+//! ([`io::Input`]), wishes come out ([`io::Effect`]); payload bytes, sockets, disks, clocks and ambient randomness
+//! never enter it.
+
+pub mod io;
+pub mod message;

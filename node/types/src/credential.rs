@@ -214,6 +214,11 @@ impl MeshKey {
 pub struct MeshPublicKey([u8; 32]);
 
 impl MeshPublicKey {
+    /// Whether this mesh's root key signed `credential`, whoever shows it and whenever.
+    pub fn signed(&self, credential: &SignedCredential) -> bool {
+        credential.signer().public_key() == &self.0
+    }
+
     /// Checks that `credential` is of this mesh, issued to `holder`, and valid at `now`.
     ///
     /// # Errors
@@ -224,7 +229,7 @@ impl MeshPublicKey {
         holder: PeerId,
         now: WallTime,
     ) -> Result<(), CredentialError> {
-        if credential.signer().public_key() != &self.0 {
+        if !self.signed(credential) {
             return Err(CredentialError::OtherMesh);
         }
         let inner = credential.value();

@@ -28,7 +28,9 @@ pub use digest::{Algorithm, Digest, DigestHasher, DigestParseError};
 pub use endpoint::{Endpoint, EndpointParseError};
 pub use gossip::{GossipMessage, Heartbeat};
 pub use layout::{LayoutError, PieceIndex, PieceLayout};
-pub use metainfo::{Metainfo, MetainfoBuilder, MetainfoError, PieceHash, SignedMetainfo};
+pub use metainfo::{
+    Metainfo, MetainfoBuilder, MetainfoError, PieceHash, SignedMetainfo, VouchError, VouchedMetainfo,
+};
 pub use peer::{Keypair, PeerId, PeerIdParseError, Signature};
 pub use record::{Record, RecordKey, RecordKind, RecordValue, RecordVersion};
 pub use reference::{ImageReference, Reference, ReferenceParseError, RepositoryName, TagName};

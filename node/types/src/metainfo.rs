@@ -5,8 +5,10 @@
 use minicbor::bytes::ByteVec;
 
 use crate::bitfield::Bitfield;
+use crate::credential::{MeshPublicKey, Role, SignedCredential};
 use crate::digest::{Algorithm, Digest, DigestHasher};
 use crate::layout::{BLOB_BYTES_MAX, LayoutError, PieceIndex, PieceLayout};
+use crate::peer::PeerId;
 use crate::signed::{Document, Signed};
 
 /// Bytes of a piece hash (BLAKE3, multihash code `0x1e`).
@@ -47,8 +49,62 @@ pub struct Metainfo {
     hashes: Vec<PieceHash>,
 }
 
-/// A metainfo an origin vouches for. That the signer is an origin is checked where it is received.
+/// A metainfo with its signer's signature.
 pub type SignedMetainfo = Signed<Metainfo>;
+
+/// A metainfo together with the proof that its signer is an origin of the mesh.
+///
+/// It carries the signer's credential, so that it can be checked when the signer is long gone. Whether that
+/// credential is still within its time does not matter here: a metainfo vouches for bytes that are checked against
+/// their digest in the end, so a wrong one costs work and never correctness.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct VouchedMetainfo {
+    /// The metainfo.
+    #[n(0)]
+    pub metainfo: SignedMetainfo,
+    /// The signer's credential.
+    #[n(1)]
+    pub credential: SignedCredential,
+}
+
+/// Why a metainfo is not vouched for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VouchError {
+    /// The credential is of another mesh.
+    #[error("the metainfo's signer is of another mesh")]
+    OtherMesh,
+    /// The credential is not the signer's.
+    #[error("the metainfo of {0} comes with somebody else's credential")]
+    OtherSigner(PeerId),
+    /// The signer is not an origin.
+    #[error("{0} is not an origin and may not vouch for metainfo")]
+    NotAnOrigin(PeerId),
+}
+
+impl VouchedMetainfo {
+    /// The metainfo itself.
+    pub fn value(&self) -> &Metainfo {
+        self.metainfo.value()
+    }
+
+    /// Checks that an origin of `mesh` signed it.
+    ///
+    /// # Errors
+    /// [`VouchError`]: drop whoever sent it.
+    pub fn check(&self, mesh: &MeshPublicKey) -> Result<(), VouchError> {
+        let signer = self.metainfo.signer();
+        let credential = self.credential.value();
+        if !mesh.signed(&self.credential) {
+            Err(VouchError::OtherMesh)
+        } else if credential.peer != signer {
+            Err(VouchError::OtherSigner(signer))
+        } else if !credential.roles.contains(Role::Origin) {
+            Err(VouchError::NotAnOrigin(signer))
+        } else {
+            Ok(())
+        }
+    }
+}
 
 /// Why numbers and hashes do not make a metainfo.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -276,6 +332,35 @@ mod tests {
         assert!(form(5, 1 << 18, vec![0; 64]).is_err());
         assert!(form(5, 1 << 17, vec![0; 32]).is_err());
         assert!(form(u64::MAX, 1 << 22, vec![0; 32]).is_err());
+    }
+
+    #[test]
+    fn only_origins_of_this_mesh_vouch() {
+        use crate::credential::{Credential, MeshKey, Roles};
+        let mesh = MeshKey::from_secret(&[1; 32]);
+        let signer = Keypair::from_secret(&[2; 32]);
+        let vouch = |mesh: &MeshKey, of: &Keypair, role| VouchedMetainfo {
+            metainfo: Signed::sign(Metainfo::of_bytes(Algorithm::Sha256, b"x").unwrap(), &signer),
+            credential: mesh.issue(Credential {
+                peer: of.peer_id(),
+                roles: Roles::NONE.with(role),
+                zone: Default::default(),
+                namespaces: vec![],
+                not_before: Default::default(),
+                not_after: Default::default(),
+            }),
+        };
+        let public = mesh.public();
+        let good = vouch(&mesh, &signer, Role::Origin);
+        assert_eq!(good.check(&public), Ok(()));
+        let bytes = minicbor::to_vec(&good).unwrap();
+        assert_eq!(minicbor::decode::<VouchedMetainfo>(&bytes).unwrap(), good);
+        let gateway = vouch(&mesh, &signer, Role::Gateway).check(&public);
+        assert_eq!(gateway, Err(VouchError::NotAnOrigin(signer.peer_id())));
+        let borrowed = vouch(&mesh, &Keypair::from_secret(&[3; 32]), Role::Origin).check(&public);
+        assert_eq!(borrowed, Err(VouchError::OtherSigner(signer.peer_id())));
+        let foreign = vouch(&MeshKey::from_secret(&[9; 32]), &signer, Role::Origin).check(&public);
+        assert_eq!(foreign, Err(VouchError::OtherMesh));
     }
 
     proptest! {
