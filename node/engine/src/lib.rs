@@ -4,5 +4,17 @@
 //! ([`io::Input`]), wishes come out ([`io::Effect`]); payload bytes, sockets, disks, clocks and ambient randomness
 //! never enter it.
 
+mod budget;
+pub mod config;
+pub mod engine;
+mod flow;
 pub mod io;
 pub mod message;
+mod random;
+mod swarm;
+mod timers;
+mod uploads;
+
+pub use config::{ConfigError, EngineConfig};
+pub use engine::Engine;
+pub use engine::inspect::{PeerStatus, SwarmPeerStatus, SwarmStatus};

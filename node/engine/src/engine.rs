@@ -1,0 +1,203 @@
+//! The engine: one owner of every swarm, peer and budget of a process.
+
+mod connections;
+mod downloads;
+pub mod inspect;
+mod joining;
+mod picking;
+mod reading;
+mod searching;
+mod serving;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use shoal_types::{Digest, Endpoint, PeerId, Roles, Timestamp, Zone};
+
+use crate::budget::Bucket;
+use crate::config::EngineConfig;
+use crate::flow::Flow;
+use crate::io::{Effect, Event, Input, ReaderId, Report};
+use crate::message::{Channel, Message};
+use crate::random::Random;
+use crate::swarm::Swarm;
+use crate::timers::{Timer, Timers};
+use crate::uploads::Uploads;
+
+/// A connected peer.
+#[derive(Debug)]
+struct Peer {
+    zone: Zone,
+    roles: Roles,
+    endpoints: Vec<Endpoint>,
+    /// The swarms shared on this connection, by our channel.
+    channels: BTreeMap<Channel, Digest>,
+    next_channel: Channel,
+    flow: Flow,
+    messages: Bucket,
+    idle_since: Timestamp,
+    /// It is being disconnected.
+    dropped: bool,
+}
+
+/// Wishes on their way out.
+#[derive(Debug)]
+struct Out {
+    now: Timestamp,
+    effects: VecDeque<Effect>,
+}
+
+impl Out {
+    fn push(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    fn send(&mut self, peer: PeerId, message: Message) {
+        self.push(Effect::Send { peer, message });
+    }
+
+    fn report(&mut self, event: Event) {
+        let at = self.now;
+        self.push(Effect::Report(Report { at, event }));
+    }
+}
+
+/// The swarm engine of one process. See the crate's documentation.
+///
+/// A driver feeds it facts, carries out the wishes it polls, and calls [`Self::handle_timeout`] when
+/// [`Self::poll_timeout`] has come. Every method takes the driver's monotonic time, which must not go back.
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    local: PeerId,
+    zone: Zone,
+    now: Timestamp,
+    random: Random,
+    peers: BTreeMap<PeerId, Peer>,
+    /// Peers being dialled, and the swarms they are dialled for.
+    dialing: BTreeMap<PeerId, BTreeSet<Digest>>,
+    swarms: BTreeMap<Digest, Swarm>,
+    readers: BTreeMap<ReaderId, Digest>,
+    uploads: Uploads,
+    timers: Timers,
+    out: Out,
+    /// Payload bytes requested and being verified.
+    buffered_bytes: u64,
+    /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
+    verifying: BTreeMap<(Digest, u32), u32>,
+    /// Swarms that waited for buffer room.
+    hungry: BTreeSet<Digest>,
+    rate_in: Bucket,
+    rate_out: Bucket,
+    zone_rate_in: Bucket,
+    zone_rate_out: Bucket,
+    /// Signers whose metainfo of a blob proved wrong.
+    bad_signers: BTreeSet<(Digest, PeerId)>,
+}
+
+/// Wrong metainfo remembered at most. More means a broken origin, and then each is found out anew.
+const BAD_SIGNERS_MAX: usize = 1024;
+
+impl Engine {
+    /// An engine without swarms or peers. `config` has been validated; `seed` decides every tie.
+    pub fn new(config: EngineConfig, local: PeerId, zone: Zone, seed: u64, now: Timestamp) -> Self {
+        Self {
+            rate_in: Bucket::new(config.rate_in_bytes_per_sec, now),
+            rate_out: Bucket::new(config.rate_out_bytes_per_sec, now),
+            zone_rate_in: Bucket::new(config.zone_rate_in_bytes_per_sec, now),
+            zone_rate_out: Bucket::new(config.zone_rate_out_bytes_per_sec, now),
+            config,
+            local,
+            zone,
+            now,
+            random: Random::new(seed),
+            peers: BTreeMap::new(),
+            dialing: BTreeMap::new(),
+            swarms: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            uploads: Uploads::default(),
+            timers: Timers::default(),
+            out: Out { now, effects: VecDeque::new() },
+            buffered_bytes: 0,
+            verifying: BTreeMap::new(),
+            hungry: BTreeSet::new(),
+            bad_signers: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in a fact. What follows from it is polled with [`Self::poll_effect`].
+    pub fn handle_input(&mut self, now: Timestamp, input: Input) {
+        self.advance_clock(now);
+        match input {
+            Input::PeerConnected { peer, zone, roles, endpoints } => {
+                self.peer_connected(peer, zone, roles, endpoints);
+            }
+            Input::PeerDisconnected { peer } => self.peer_disconnected(peer),
+            Input::ConnectFailed { peer } => self.connect_failed(peer),
+            Input::Message { peer, message } => self.message(peer, message),
+            Input::PieceProgress { peer, channel, piece, bytes } => {
+                self.piece_progress(peer, channel, piece, bytes);
+            }
+            Input::PieceArrived { peer, channel, piece, buffer } => {
+                self.piece_arrived(peer, channel, piece, buffer);
+            }
+            Input::PieceSent { peer, digest, piece, bytes } => self.piece_sent(peer, digest, piece, bytes),
+            Input::ReaderOpened { reader, digest, want } => self.reader_opened(reader, digest, want),
+            Input::ReaderMoved { reader, offset } => self.reader_moved(reader, offset),
+            Input::ReaderClosed { reader } => self.reader_closed(reader),
+            Input::BlobOpened { digest, opened } => self.blob_opened(digest, opened),
+            Input::MetainfoLearned { metainfo, vouched } => {
+                let digest = metainfo.digest();
+                self.metainfo_learned(digest, metainfo, vouched, None);
+            }
+            Input::PeersFound { digest, source, peers } => {
+                self.peers_found(digest, Some(source), peers);
+            }
+            Input::LookupFinished { digest, source, answered: _ } => self.lookup_finished(digest, source),
+            Input::PieceVerified { digest, piece } => self.piece_verified(digest, piece),
+            Input::PieceCorrupt { digest, piece, from } => self.piece_corrupt(digest, piece, from),
+            Input::WriteFailed { digest, piece, why } => self.write_failed(digest, piece, why),
+            Input::BackendFailed { digest, piece } => self.backend_failed(digest, piece),
+            Input::BlobFinished { digest } => self.blob_finished(digest),
+            Input::BlobCorrupt { digest } => self.blob_corrupt(digest),
+            Input::BlobRemoved { digest } => self.blob_removed(digest),
+        }
+    }
+
+    /// The next wish, in the order in which they are to be carried out.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.out.effects.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called next; it changes with every input.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.timers.next()
+    }
+
+    /// Does what is due at `now`. Calling it early or twice is harmless.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.advance_clock(now);
+        for timer in self.timers.take_due(self.now) {
+            match timer {
+                Timer::Haves(digest) => self.flush_haves(digest),
+                Timer::Search(digest) => self.search_tick(digest),
+                Timer::Fill(digest) => self.fill_swarm(digest),
+                Timer::Linger(digest) => self.linger_over(digest),
+                Timer::Stall(peer) => self.check_stall(peer),
+                Timer::Idle(peer) => self.check_idle(peer),
+                Timer::Uploads => self.serve(),
+            }
+        }
+    }
+
+    fn advance_clock(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        self.out.now = self.now;
+    }
+
+    /// The swarm on a peer's connection that we call `channel`.
+    fn digest_of(&self, peer: &PeerId, channel: Channel) -> Option<Digest> {
+        self.peers.get(peer)?.channels.get(&channel).copied()
+    }
+}

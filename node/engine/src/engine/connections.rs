@@ -1,0 +1,221 @@
+//! Connections: who comes, who goes, who is thrown out.
+
+use std::time::Duration;
+
+use shoal_types::{Endpoint, PeerId, Roles, Timestamp, Zone};
+
+use super::{Engine, Peer};
+use crate::budget::Bucket;
+use crate::flow::Flow;
+use crate::io::{DropReason, Effect, Event};
+use crate::message::PeerHint;
+use crate::swarm::search::Standing;
+use crate::timers::Timer;
+
+impl Engine {
+    pub(super) fn peer_connected(
+        &mut self,
+        peer: PeerId,
+        zone: Zone,
+        roles: Roles,
+        endpoints: Vec<Endpoint>,
+    ) {
+        if peer == self.local {
+            return;
+        }
+        let waiting = self.dialing.remove(&peer).unwrap_or_default();
+        if let Some(known) = self.peers.get_mut(&peer) {
+            // The driver settled a simultaneous dial; what was agreed on the connection stands.
+            known.zone = zone;
+            known.roles = roles;
+            known.endpoints = endpoints;
+        } else {
+            if self.peers.len() >= self.config.connections_max && !self.make_room() {
+                self.out.push(Effect::Disconnect { peer, why: DropReason::Replaced, ban: None });
+                for digest in waiting {
+                    self.candidate_gone(digest, peer);
+                }
+                return;
+            }
+            self.peers.insert(
+                peer,
+                Peer {
+                    zone,
+                    roles,
+                    endpoints,
+                    channels: std::collections::BTreeMap::new(),
+                    next_channel: 0,
+                    flow: Flow::new(&self.config, self.now),
+                    messages: Bucket::new(Some(self.config.messages_per_sec_max), self.now),
+                    idle_since: self.now,
+                    dropped: false,
+                },
+            );
+            self.timers.set(Timer::Idle(peer), self.now + self.config.idle_linger);
+        }
+        for digest in waiting {
+            self.ask(digest, peer);
+            self.judge(digest);
+        }
+    }
+
+    /// Closes the connection that no swarm has needed for the longest; `false` when all are in use.
+    fn make_room(&mut self) -> bool {
+        let idle = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.channels.is_empty() && !peer.dropped)
+            .min_by_key(|(id, peer)| (peer.idle_since, **id))
+            .map(|(id, _)| *id);
+        let Some(peer) = idle else { return false };
+        self.drop_peer(peer, DropReason::Replaced, None);
+        self.peer_disconnected(peer);
+        true
+    }
+
+    pub(super) fn connect_failed(&mut self, peer: PeerId) {
+        for digest in self.dialing.remove(&peer).unwrap_or_default() {
+            self.candidate_gone(digest, peer);
+        }
+    }
+
+    fn candidate_gone(&mut self, digest: shoal_types::Digest, peer: PeerId) {
+        if let Some(swarm) = self.swarms.get_mut(&digest) {
+            swarm.search.set_standing(&peer, Standing::Gone);
+        }
+        self.dial(digest);
+        self.judge(digest);
+    }
+
+    pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
+        let Some(gone) = self.peers.remove(&peer) else { return };
+        self.uploads.remove(&peer);
+        self.timers.cancel(Timer::Stall(peer));
+        self.timers.cancel(Timer::Idle(peer));
+        // A dial under way is answered by itself; only what was agreed on this connection ends.
+        for digest in gone.channels.into_values() {
+            self.remove_member(digest, peer, Standing::Gone);
+            self.fill_swarm(digest);
+            self.dial(digest);
+            self.judge(digest);
+            self.check_use(digest);
+        }
+        self.serve();
+    }
+
+    /// Disconnects a peer. Its memberships end at once, so that nothing more is asked of it or sent to it.
+    pub(super) fn drop_peer(&mut self, peer: PeerId, why: DropReason, ban: Option<Duration>) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        if known.dropped {
+            return;
+        }
+        known.dropped = true;
+        let channels = std::mem::take(&mut known.channels);
+        self.out.push(Effect::Disconnect { peer, why, ban });
+        self.out.report(Event::PeerDropped { peer, why });
+        self.uploads.remove(&peer);
+        self.timers.cancel(Timer::Stall(peer));
+        self.timers.cancel(Timer::Idle(peer));
+        for digest in channels.into_values() {
+            self.remove_member(digest, peer, Standing::Gone);
+            self.fill_swarm(digest);
+            self.dial(digest);
+            self.judge(digest);
+            self.check_use(digest);
+        }
+        self.serve();
+    }
+
+    /// A connection that no swarm uses any more starts to age.
+    pub(super) fn note_idle(&mut self, peer: PeerId) {
+        if let Some(known) = self.peers.get_mut(&peer)
+            && known.channels.is_empty()
+            && !known.dropped
+        {
+            known.idle_since = self.now;
+            self.timers.set(Timer::Idle(peer), self.now + self.config.idle_linger);
+        }
+    }
+
+    pub(super) fn check_idle(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        if known.channels.is_empty() && !known.dropped {
+            self.drop_peer(peer, DropReason::Idle, None);
+        }
+    }
+
+    /// How others can be told of a connected peer.
+    pub(super) fn hint_of(&self, peer: &PeerId, complete: bool) -> Option<PeerHint> {
+        let known = self.peers.get(peer)?;
+        if known.endpoints.is_empty() || known.dropped {
+            return None;
+        }
+        let endpoints = known.endpoints.iter().take(ENDPOINTS_IN_HINT_MAX).cloned().collect();
+        Some(PeerHint { peer: *peer, zone: known.zone.clone(), endpoints, complete })
+    }
+
+    /// Looks whether a peer's silence is a stall, and moves its requests to others if it is.
+    pub(super) fn check_stall(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        if known.dropped {
+            return;
+        }
+        let flow = &mut known.flow;
+        if flow.in_flight == 0 && !flow.stalled {
+            return;
+        }
+        let silence = self.now.saturating_since(flow.life);
+        if flow.in_flight == 0 {
+            // All of its requests were moved: one more chance, with a single piece.
+            flow.stalled = false;
+            flow.window = 1;
+            let channels: Vec<_> = known.channels.values().copied().collect();
+            for digest in channels {
+                self.fill_member(digest, peer);
+            }
+            return;
+        }
+        if silence >= self.config.silence_max {
+            return self.drop_peer(peer, DropReason::Stalled, None);
+        }
+        let due = flow.life + flow.stall_after(&self.config);
+        if !flow.stalled && due > self.now {
+            return self.timers.set(Timer::Stall(peer), due);
+        }
+        if !flow.stalled {
+            flow.stalled = true;
+            flow.stalls = flow.stalls.saturating_add(1);
+        }
+        if flow.stalls >= self.config.stalls_max {
+            return self.drop_peer(peer, DropReason::Stalled, None);
+        }
+        let digests: Vec<_> = known.channels.values().copied().collect();
+        for digest in digests {
+            self.move_requests(digest, peer);
+        }
+        self.arm_stalled(peer);
+    }
+
+    /// When a stalled peer is looked at again.
+    fn arm_stalled(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        let at = if known.flow.in_flight == 0 {
+            let pause = known.flow.stall_after(&self.config);
+            self.now + pause.saturating_mul(1 << known.flow.stalls.min(4))
+        } else {
+            (known.flow.life + self.config.silence_max).min(self.now + self.config.stall_max)
+        };
+        self.timers.set(Timer::Stall(peer), at.max(self.now + TICK_MIN));
+    }
+
+    pub(super) fn arm_stall(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        let at: Timestamp = known.flow.life + known.flow.stall_after(&self.config);
+        self.timers.set_earlier(Timer::Stall(peer), at.max(self.now + TICK_MIN));
+    }
+}
+
+/// No deadline is set closer than this, so that time always gets on.
+pub(super) const TICK_MIN: Duration = Duration::from_millis(1);
+/// Addresses told of one peer at most.
+const ENDPOINTS_IN_HINT_MAX: usize = 4;

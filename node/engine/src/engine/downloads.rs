@@ -1,0 +1,430 @@
+//! Asking for pieces and taking them in.
+
+use std::time::Duration;
+
+use shoal_types::{Digest, PeerId, PieceIndex};
+
+use super::Engine;
+use super::connections::TICK_MIN;
+use super::picking::Picked;
+use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
+use crate::message::{Channel, Message, PeerHint};
+use crate::swarm::Pending;
+use crate::swarm::member::{Outstanding, Refusal};
+use crate::timers::Timer;
+
+/// How often pieces held back for somebody else are looked at again.
+const HELD_BACK_TICK: Duration = Duration::from_millis(50);
+/// Refusals remembered a peer; more come from a peer that has nothing to give, and it is asked less then.
+const REFUSALS_MAX: usize = 1024;
+/// A refusal's pause grows up to this many times `busy_retry`.
+const REFUSAL_FACTOR_MAX: u32 = 8;
+/// Failures in a row after which a backend counts as down.
+const BACKEND_FAILURES_MAX: u32 = 3;
+/// Pause after a backend's failure.
+const BACKEND_PAUSE: Duration = Duration::from_millis(500);
+
+impl Engine {
+    /// Asks for as much as is allowed, one piece a peer in turn, so that the first pieces come from everybody.
+    pub(super) fn fill_swarm(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        if swarm.opening || !swarm.wants_payload(self.now, self.config.linger) {
+            return;
+        }
+        let mut order: Vec<(bool, bool, PeerId)> = swarm
+            .members
+            .iter()
+            .filter(|(_, member)| member.interesting > 0)
+            .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
+            .collect();
+        self.random.shuffle(&mut order);
+        order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder));
+        while !order.is_empty() {
+            order.retain(|(_, _, peer)| self.request_one(digest, *peer));
+        }
+        self.fetch_from_backend(digest);
+        self.check_starved(digest);
+    }
+
+    /// Asks one peer for as much as is allowed.
+    pub(super) fn fill_member(&mut self, digest: Digest, peer: PeerId) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        if swarm.opening || !swarm.wants_payload(self.now, self.config.linger) {
+            return;
+        }
+        while self.request_one(digest, peer) {}
+        self.check_starved(digest);
+    }
+
+    fn request_one(&mut self, digest: Digest, peer: PeerId) -> bool {
+        let Some(swarm) = self.swarms.get(&digest) else { return false };
+        let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return false };
+        let Some(known) = self.peers.get(&peer) else { return false };
+        let piece_bytes = blob.layout.piece_bytes();
+        if known.dropped
+            || member.interesting == 0
+            || !member.is_joined()
+            || !known.flow.has_room(&self.config, piece_bytes)
+        {
+            return false;
+        }
+        if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
+            self.hungry.insert(digest);
+            return false;
+        }
+        let same_zone = member.same_zone;
+        let picked = self.pick(swarm, blob, &peer, member);
+        let number = match picked {
+            Picked::Piece(number) | Picked::Stolen(number) => number,
+            Picked::HeldBack => {
+                self.timers.set_earlier(Timer::Fill(digest), self.now + HELD_BACK_TICK);
+                return false;
+            }
+            Picked::Nothing => return false,
+        };
+        let link = if same_zone { None } else { self.zone_rate_in.wait(self.now) };
+        if let Some(later) = self.rate_in.wait(self.now).max(link) {
+            self.timers.set_earlier(Timer::Fill(digest), later.max(self.now + TICK_MIN));
+            return false;
+        }
+        if matches!(picked, Picked::Stolen(_)) {
+            self.withdraw_others(digest, number, None);
+        }
+        self.request(digest, peer, number, same_zone);
+        true
+    }
+
+    fn request(&mut self, digest: Digest, peer: PeerId, number: u32, same_zone: bool) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else { return };
+        let (Some(piece), Some(to)) = (blob.layout.piece(number), member.their_channel) else { return };
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let bytes = blob.layout.len_of(piece);
+        blob.picker.unwant(number);
+        match blob.pending.entry(number).or_insert_with(|| Pending::Requested(Vec::new())) {
+            Pending::Requested(asked) => asked.push(peer),
+            Pending::Verifying { .. } | Pending::Backend { .. } => return,
+        }
+        member.outstanding.insert(number, Outstanding { at: now, bytes, arrived_bytes: 0 });
+        known.flow.requested(now, bytes);
+        self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
+        self.rate_in.take(bytes);
+        if !same_zone {
+            self.zone_rate_in.take(bytes);
+        }
+        self.out.push(Effect::Expect { peer, channel: member.our_channel, digest, piece, bytes });
+        self.out.send(peer, Message::Request { to, piece: number });
+        self.arm_stall(peer);
+    }
+
+    /// A request that was taken out of its member ends without payload. The piece is wanted again unless somebody
+    /// else was asked for it too.
+    pub(super) fn request_ended(
+        &mut self,
+        digest: Digest,
+        peer: PeerId,
+        channel: Channel,
+        number: u32,
+        bytes: u32,
+    ) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.flow.settled(bytes);
+            if !known.dropped {
+                self.out.push(Effect::Unexpect { peer, channel, piece: number });
+            }
+        }
+        self.release(bytes);
+        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        let Some(Pending::Requested(asked)) = blob.pending.get_mut(&number) else { return };
+        asked.retain(|other| *other != peer);
+        if asked.is_empty() {
+            blob.pending.remove(&number);
+            if !blob.has(number) {
+                blob.picker.want(number, &mut self.random);
+            }
+        }
+    }
+
+    /// Gives buffer room back.
+    fn release(&mut self, bytes: u32) {
+        self.buffered_bytes = self.buffered_bytes.saturating_sub(bytes.into());
+    }
+
+    /// Lets one swarm that waited for buffer room go on. The next one comes with the next room.
+    fn feed_hungry(&mut self) {
+        if let Some(digest) = self.hungry.pop_first() {
+            self.fill_swarm(digest);
+        }
+    }
+
+    /// Takes a request back from every peer asked for a piece but `keep`.
+    fn withdraw_others(&mut self, digest: Digest, number: u32, keep: Option<PeerId>) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let asked: Vec<PeerId> = swarm
+            .members
+            .iter()
+            .filter(|(peer, member)| Some(**peer) != keep && member.outstanding.contains_key(&number))
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in asked {
+            self.withdraw(digest, peer, number);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, digest: Digest, peer: PeerId, number: u32) {
+        let Some(member) = self.member_mut(digest, &peer) else { return };
+        let Some(outstanding) = member.outstanding.remove(&number) else { return };
+        let (channel, to) = (member.our_channel, member.their_channel);
+        if let Some(to) = to {
+            self.out.send(peer, Message::Cancel { to, piece: number });
+        }
+        self.request_ended(digest, peer, channel, number, outstanding.bytes);
+    }
+
+    /// Takes from a stalled peer what others have too. What only it has stays asked for: slow is better than never.
+    pub(super) fn move_requests(&mut self, digest: Digest, peer: PeerId) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return };
+        let elsewhere = |number: &u32| {
+            swarm.in_backend
+                || swarm.members.iter().any(|(id, other)| {
+                    *id != peer
+                        && other.is_joined()
+                        && self.peers.get(id).is_some_and(|known| !known.flow.stalled)
+                        && blob
+                            .layout
+                            .piece(*number)
+                            .zip(other.pieces.as_ref())
+                            .is_some_and(|(piece, pieces)| pieces.contains(piece))
+                })
+        };
+        let moving: Vec<u32> = member.outstanding.keys().copied().filter(elsewhere).collect();
+        let pieces: Vec<PieceIndex> = moving.iter().filter_map(|number| blob.layout.piece(*number)).collect();
+        for number in moving {
+            self.withdraw(digest, peer, number);
+        }
+        for piece in pieces {
+            self.out.report(Event::RequestTimedOut { digest, piece, peer });
+        }
+        self.fill_swarm(digest);
+    }
+
+    pub(super) fn refused(&mut self, digest: Digest, peer: PeerId, number: u32, peers: Vec<PeerHint>) {
+        let (now, retry) = (self.now, self.config.busy_retry);
+        let Some(member) = self.member_mut(digest, &peer) else { return };
+        let Some(outstanding) = member.outstanding.remove(&number) else { return };
+        let channel = member.our_channel;
+        let pause = member.refused.get(&number).map_or(retry, |before| {
+            before.pause.saturating_mul(2).min(retry.saturating_mul(REFUSAL_FACTOR_MAX))
+        });
+        if member.refused.len() >= REFUSALS_MAX {
+            member.refused.retain(|_, refusal| refusal.until > now);
+        }
+        if member.refused.len() < REFUSALS_MAX {
+            member.refused.insert(number, Refusal { until: now + pause, pause });
+        }
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.flow.revive(now);
+        }
+        self.request_ended(digest, peer, channel, number, outstanding.bytes);
+        self.timers.set_earlier(Timer::Fill(digest), now + pause);
+        self.peers_found(digest, None, peers);
+        self.fill_member(digest, peer);
+    }
+
+    pub(super) fn piece_progress(&mut self, peer: PeerId, channel: Channel, number: u32, bytes: u32) {
+        let now = self.now;
+        let Some(digest) = self.digest_of(&peer, channel) else { return };
+        let outstanding =
+            self.member_mut(digest, &peer).and_then(|member| member.outstanding.get_mut(&number)).map(|o| {
+                let first = (o.arrived_bytes == 0).then(|| now.saturating_since(o.at));
+                let fresh = bytes.min(o.bytes.saturating_sub(o.arrived_bytes));
+                o.arrived_bytes = o.arrived_bytes.saturating_add(fresh);
+                (first, fresh)
+            });
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        let was_stalled = known.flow.stalled;
+        match outstanding {
+            Some((first, fresh)) => known.flow.progressed(now, fresh, first),
+            None => known.flow.revive(now),
+        }
+        if was_stalled {
+            self.arm_stall(peer);
+            self.fill_member(digest, peer);
+        }
+    }
+
+    pub(super) fn piece_arrived(&mut self, peer: PeerId, channel: Channel, number: u32, buffer: BufferId) {
+        let now = self.now;
+        let found = self.digest_of(&peer, channel).and_then(|digest| {
+            let outstanding = self.member_mut(digest, &peer)?.outstanding.remove(&number)?;
+            Some((digest, outstanding))
+        });
+        let Some((digest, outstanding)) = found else {
+            // It crossed our cancel.
+            return self.out.push(Effect::DropBuffer { buffer });
+        };
+        let Outstanding { at, bytes, arrived_bytes } = outstanding;
+        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        let Some(piece) = blob.layout.piece(number) else { return };
+        let piece_bytes = blob.layout.piece_bytes();
+        blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
+        if let Some(known) = self.peers.get_mut(&peer) {
+            let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
+            known.flow.progressed(now, bytes.saturating_sub(arrived_bytes), first);
+            known.flow.settled(bytes);
+            known.flow.piece_arrived(&self.config, now, piece_bytes);
+        }
+        self.hold(digest, number, bytes);
+        self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
+        self.withdraw_others(digest, number, Some(peer));
+        let shared: Vec<Digest> =
+            self.peers.get(&peer).map(|known| known.channels.values().copied().collect()).unwrap_or_default();
+        self.fill_member(digest, peer);
+        for other in shared.into_iter().filter(|other| *other != digest) {
+            self.fill_member(other, peer);
+        }
+    }
+
+    /// Notes that bytes already counted stay in the buffer until the piece's fate is known.
+    fn hold(&mut self, digest: Digest, number: u32, bytes: u32) {
+        if let Some(before) = self.verifying.insert((digest, number), bytes) {
+            self.release(before);
+        }
+    }
+
+    fn unhold(&mut self, digest: Digest, number: u32) {
+        if let Some(bytes) = self.verifying.remove(&(digest, number)) {
+            self.release(bytes);
+        }
+    }
+
+    pub(super) fn piece_verified(&mut self, digest: Digest, piece: PieceIndex) {
+        let (now, number) = (self.now, piece.get());
+        self.unhold(digest, number);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return self.feed_hungry() };
+        let Some(blob) = &mut swarm.blob else { return self.feed_hungry() };
+        if piece.get() >= blob.layout.piece_count() || !blob.have.insert(piece) {
+            return self.feed_hungry();
+        }
+        let pending = blob.pending.remove(&number);
+        blob.picker.unwant(number);
+        blob.zone_progress = now;
+        swarm.starved = None;
+        swarm.backend_failures = 0;
+        for member in swarm.members.values_mut() {
+            member.refused.remove(&number);
+            if member.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)) {
+                member.interesting = member.interesting.saturating_sub(1);
+            }
+        }
+        let bytes = blob.layout.len_of(piece);
+        let (from, since) = match pending {
+            Some(Pending::Verifying { from, since }) => (Some(from), since),
+            Some(Pending::Backend { since }) => (None, since),
+            Some(Pending::Requested(_)) | None => (None, now),
+        };
+        let zone = from.and_then(|peer| self.peers.get(&peer)).map(|known| known.zone.clone());
+        let latency = now.saturating_since(since);
+        let provide = !std::mem::replace(&mut swarm.provided, true);
+        self.out.report(Event::PieceReceived { digest, piece, bytes, from, zone, latency });
+        if provide {
+            self.out.push(Effect::Provide { digest });
+        }
+        self.withdraw_others(digest, number, None);
+        self.note_have(digest, number);
+        self.advance_readers(digest);
+        self.finish_if_whole(digest);
+        self.judge(digest);
+        self.fetch_from_backend(digest);
+        self.check_starved(digest);
+        self.feed_hungry();
+    }
+
+    /// A piece that did not come to be is wanted again.
+    fn piece_lost(&mut self, digest: Digest, piece: PieceIndex) {
+        let number = piece.get();
+        self.unhold(digest, number);
+        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        if matches!(blob.pending.get(&number), Some(Pending::Verifying { .. } | Pending::Backend { .. })) {
+            blob.pending.remove(&number);
+            if !blob.have.contains(piece) {
+                blob.picker.want(number, &mut self.random);
+            }
+        }
+    }
+
+    pub(super) fn piece_corrupt(&mut self, digest: Digest, piece: PieceIndex, from: Option<PeerId>) {
+        let Some(peer) = from else { return self.backend_failed(digest, piece) };
+        self.piece_lost(digest, piece);
+        let ban = Some(self.config.ban);
+        self.drop_peer(peer, DropReason::CorruptPiece, ban);
+        self.fill_swarm(digest);
+        self.feed_hungry();
+    }
+
+    pub(super) fn write_failed(&mut self, digest: Digest, piece: PieceIndex, why: String) {
+        self.piece_lost(digest, piece);
+        let why = ReadError::Store(why);
+        self.out.report(Event::BlobFailed { digest, why: why.clone() });
+        self.fail_readers(digest, &why);
+        // What was asked for could not be written either; what is there stays in the store.
+        self.end_swarm(digest, None);
+        self.feed_hungry();
+    }
+
+    pub(super) fn backend_failed(&mut self, digest: Digest, piece: PieceIndex) {
+        self.piece_lost(digest, piece);
+        let retry = self.now + BACKEND_PAUSE;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        swarm.backend_failures = swarm.backend_failures.saturating_add(1);
+        swarm.backend_retry = retry;
+        if swarm.backend_failures >= BACKEND_FAILURES_MAX {
+            swarm.in_backend = false;
+            swarm.backend_down = true;
+        }
+        self.timers.set_earlier(Timer::Fill(digest), retry);
+        self.fill_swarm(digest);
+        self.feed_hungry();
+    }
+
+    /// Fetches what no peer has from the local backend, a few pieces at a time: readers' pieces first.
+    pub(super) fn fetch_from_backend(&mut self, digest: Digest) {
+        let now = self.now;
+        loop {
+            let Some(swarm) = self.swarms.get(&digest) else { return };
+            let Some(blob) = &swarm.blob else { return };
+            let running = blob.pending.values().filter(|p| matches!(p, Pending::Backend { .. })).count();
+            if !swarm.in_backend
+                || swarm.opening
+                || now < swarm.backend_retry
+                || running >= self.config.backend_fetches_max
+                || !swarm.wants_payload(now, self.config.linger)
+            {
+                return;
+            }
+            let window = swarm
+                .readers
+                .values()
+                .flat_map(|reader| reader.window(&blob.layout, self.config.reader_window_bytes))
+                .find(|number| blob.picker.is_wanted(*number));
+            let seeded = swarm.members.values().any(|member| member.uncounted);
+            let rarest = || blob.picker.pick(|number| blob.picker.availability(number) == 0 && !seeded);
+            let Some(number) = window.or_else(rarest) else { return };
+            let Some(piece) = blob.layout.piece(number) else { return };
+            let bytes = blob.layout.len_of(piece);
+            if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
+                self.hungry.insert(digest);
+                return;
+            }
+            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
+                blob.picker.unwant(number);
+                blob.pending.insert(number, Pending::Backend { since: now });
+            }
+            self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
+            self.hold(digest, number, bytes);
+            self.out.push(Effect::FetchFromBackend { digest, piece });
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! How two peers come to share a blob: join, metainfo, bitfield, leave.
+
+use std::sync::Arc;
+
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Roles, VouchedMetainfo};
+
+use super::Engine;
+use crate::io::{DropReason, Effect, Event, LocalBlob, Opened, ReadError};
+use crate::message::{Absence, Channel, Message};
+use crate::swarm::member::Member;
+use crate::swarm::search::Standing;
+use crate::swarm::{Blob, Swarm};
+use crate::timers::Timer;
+
+impl Engine {
+    pub(super) fn message(&mut self, peer: PeerId, message: Message) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        if known.dropped {
+            return;
+        }
+        if known.messages.wait(self.now).is_some() {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        }
+        known.messages.take(1);
+        let to = match &message {
+            Message::Join { channel, digest, wants_metainfo, probe } => {
+                return self.join(peer, *channel, *digest, *wants_metainfo, *probe);
+            }
+            Message::Absent { to, .. }
+            | Message::Metainfo { to, .. }
+            | Message::Bitfield { to, .. }
+            | Message::Have { to, .. }
+            | Message::Request { to, .. }
+            | Message::Cancel { to, .. }
+            | Message::Busy { to, .. }
+            | Message::Peers { to, .. }
+            | Message::Leave { to } => *to,
+        };
+        let Some(digest) = known.channels.get(&to).copied() else {
+            // We left and the message crossed that. A channel we never gave out is a lie.
+            if to >= known.next_channel {
+                self.drop_peer(peer, DropReason::Protocol, None);
+            }
+            return;
+        };
+        match message {
+            Message::Join { .. } => {}
+            Message::Absent { why, peers, .. } => {
+                self.remove_member(digest, peer, Standing::Absent(why));
+                self.peers_found(digest, None, peers);
+                self.fill_swarm(digest);
+                self.judge(digest);
+            }
+            Message::Metainfo { metainfo, .. } => self.metainfo_received(digest, peer, *metainfo),
+            Message::Bitfield { pieces, .. } => self.bitfield(digest, peer, &pieces),
+            Message::Have { runs, .. } => self.have(digest, peer, &runs),
+            Message::Request { piece, .. } => self.requested(digest, peer, piece),
+            Message::Cancel { piece, .. } => self.cancelled(digest, peer, piece),
+            Message::Busy { piece, peers, .. } => self.refused(digest, peer, piece, peers),
+            Message::Peers { peers, .. } => self.peers_found(digest, None, peers),
+            Message::Leave { .. } => {
+                self.remove_member(digest, peer, Standing::Gone);
+                self.fill_swarm(digest);
+                self.dial(digest);
+                self.judge(digest);
+                self.check_use(digest);
+            }
+        }
+    }
+
+    fn join(&mut self, peer: PeerId, channel: Channel, digest: Digest, wants_metainfo: bool, probe: bool) {
+        let known = self.swarms.get(&digest);
+        let member = known.and_then(|swarm| swarm.members.get(&peer));
+        if member.is_none() {
+            let crowded = !probe
+                && known.is_some_and(|swarm| swarm.members.len() >= self.config.peers_per_swarm_inbound_max);
+            let full = known.is_none() && self.swarms.len() >= self.config.swarms_max;
+            if crowded || full || !self.open_for(digest) || !self.add_member(digest, peer) {
+                let peers = self.hints_for(digest, peer);
+                self.out.send(peer, Message::Absent { to: channel, why: Absence::Full, peers });
+                return;
+            }
+        } else if member.is_some_and(|member| member.their_channel.is_some()) {
+            // It left and came back, or is confused: what was agreed before is void. Our own view of it too.
+            self.remove_member(digest, peer, Standing::Asked);
+            if !self.add_member(digest, peer) {
+                return;
+            }
+        }
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(member) = swarm.members.get_mut(&peer) else { return };
+        member.their_channel = Some(channel);
+        member.wants_metainfo = wants_metainfo;
+        member.knows_metainfo = !wants_metainfo;
+        member.probe = probe;
+        if swarm.opening {
+            return;
+        }
+        self.welcome(digest, peer);
+        self.fill_swarm(digest);
+        self.judge(digest);
+    }
+
+    /// Opens a swarm that a peer asked for; `true` when it exists now.
+    fn open_for(&mut self, digest: Digest) -> bool {
+        if !self.swarms.contains_key(&digest) {
+            self.swarms.insert(digest, Swarm::new(digest, self.now));
+            self.out.push(Effect::OpenBlob { digest });
+        }
+        true
+    }
+
+    /// Answers a peer's `Join` once the local store has answered.
+    fn welcome(&mut self, digest: Digest, peer: PeerId) {
+        self.send_join(digest, peer);
+        let introduce = self
+            .swarms
+            .get(&digest)
+            .and_then(|swarm| swarm.members.get(&peer))
+            .is_some_and(|member| !member.probe);
+        if introduce {
+            let peers = self.hints_for(digest, peer);
+            if let (false, Some(to)) = (peers.is_empty(), self.their_channel(digest, &peer)) {
+                self.out.send(peer, Message::Peers { to, peers });
+            }
+            self.introduce(digest, peer);
+        }
+        self.share(digest, peer);
+    }
+
+    /// Says `Join` unless it was said.
+    pub(super) fn send_join(&mut self, digest: Digest, peer: PeerId) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let probe = swarm.is_probe();
+        let wants_metainfo = swarm.blob.is_none();
+        let Some(member) = swarm.members.get_mut(&peer) else { return };
+        if !member.join_sent {
+            member.join_sent = true;
+            let channel = member.our_channel;
+            self.out.send(peer, Message::Join { channel, digest, wants_metainfo, probe });
+        }
+    }
+
+    /// Sends metainfo and bitfield where they are due.
+    fn share(&mut self, digest: Digest, peer: PeerId) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get_mut(&peer)) else { return };
+        let Some(to) = member.their_channel.filter(|_| member.join_sent) else { return };
+        if member.wants_metainfo
+            && !member.metainfo_sent
+            && let Some(vouched) = &blob.vouched
+        {
+            member.metainfo_sent = true;
+            let metainfo = Box::new(VouchedMetainfo::clone(vouched));
+            self.out.send(peer, Message::Metainfo { to, metainfo });
+        }
+        if (member.knows_metainfo || member.metainfo_sent) && !member.bitfield_sent && !member.probe {
+            member.bitfield_sent = true;
+            let pieces = blob.have.to_bytes().into();
+            self.out.send(peer, Message::Bitfield { to, pieces });
+        }
+    }
+
+    fn share_with_all(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let members: Vec<PeerId> = swarm.members.keys().copied().collect();
+        for peer in members {
+            self.share(digest, peer);
+        }
+    }
+
+    pub(super) fn blob_opened(&mut self, digest: Digest, opened: Opened) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        if !swarm.opening {
+            return;
+        }
+        swarm.opening = false;
+        self.out.report(Event::SwarmStarted { digest });
+        match opened {
+            Opened::Here(local) => self.opened_here(digest, local),
+            Opened::Absent { owner, backend_down } => {
+                swarm.owner = owner;
+                swarm.backend_down = backend_down;
+                if swarm.readers.is_empty() && !owner && swarm.blob.is_none() {
+                    return self.end_swarm(digest, Some(Absence::NotHere));
+                }
+                if let Some(blob) = &swarm.blob {
+                    // The metainfo came while the store was looking.
+                    let (metainfo, vouched) = (blob.metainfo.clone(), blob.vouched.clone());
+                    self.out.push(Effect::CreateBlob { metainfo, vouched });
+                    self.finish_if_whole(digest);
+                }
+            }
+        }
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let askers: Vec<PeerId> = swarm
+            .members
+            .iter()
+            .filter(|(_, member)| member.their_channel.is_some())
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in askers {
+            self.welcome(digest, peer);
+        }
+        self.start_readers(digest);
+        if self.swarms.get(&digest).is_some_and(|swarm| {
+            swarm.blob.is_none() || swarm.wants_payload(self.now, self.config.linger) && !swarm.in_backend
+        }) {
+            self.search(digest);
+        }
+        self.fill_swarm(digest);
+        self.check_use(digest);
+    }
+
+    fn opened_here(&mut self, digest: Digest, local: LocalBlob) {
+        let LocalBlob { metainfo, vouched, pieces, complete, in_backend } = local;
+        if metainfo.digest() != digest || pieces.len() != metainfo.layout().piece_count() {
+            return;
+        }
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let vouched = vouched.or_else(|| swarm.blob.as_ref().and_then(|blob| blob.vouched.clone()));
+        let held = pieces.count() > 0;
+        swarm.in_backend = in_backend;
+        swarm.blob = Some(Blob::new(metainfo, vouched, pieces, complete, &mut self.random, self.now));
+        if (held || in_backend) && !swarm.provided {
+            swarm.provided = true;
+            self.out.push(Effect::Provide { digest });
+        }
+        self.finish_if_whole(digest);
+    }
+
+    fn metainfo_received(&mut self, digest: Digest, peer: PeerId, vouched: VouchedMetainfo) {
+        if vouched.value().digest() != digest {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        }
+        if self.bad_signers.contains(&(digest, vouched.metainfo.signer())) {
+            return self.leave_member(digest, peer, Standing::Gone);
+        }
+        if let Some(member) = self.member_mut(digest, &peer) {
+            member.knows_metainfo = true;
+        }
+        let metainfo = Arc::new(vouched.value().clone());
+        self.metainfo_learned(digest, metainfo, Some(Arc::new(vouched)), Some(peer));
+    }
+
+    /// Metainfo from a peer or the driver. One that contradicts what we work with is not followed.
+    pub(super) fn metainfo_learned(
+        &mut self,
+        digest: Digest,
+        metainfo: Arc<Metainfo>,
+        vouched: Option<Arc<VouchedMetainfo>>,
+        from: Option<PeerId>,
+    ) {
+        if vouched.as_ref().is_some_and(|v| self.bad_signers.contains(&(digest, v.metainfo.signer()))) {
+            return;
+        }
+        if from.is_none() && !self.swarms.contains_key(&digest) {
+            if self.swarms.len() >= self.config.swarms_max {
+                return;
+            }
+            self.open_for(digest);
+        }
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        if let Some(blob) = &mut swarm.blob {
+            if blob.metainfo != metainfo {
+                if let Some(peer) = from {
+                    self.leave_member(digest, peer, Standing::Gone);
+                }
+                return;
+            }
+            if blob.vouched.is_none() {
+                blob.vouched = vouched;
+            }
+        } else {
+            let have = metainfo.empty_bitfield();
+            let size = metainfo.size();
+            if !swarm.opening {
+                self.out.push(Effect::CreateBlob { metainfo: metainfo.clone(), vouched: vouched.clone() });
+            }
+            swarm.blob = Some(Blob::new(metainfo, vouched, have, false, &mut self.random, self.now));
+            self.out.report(Event::MetainfoReceived { digest, size });
+        }
+        if self.swarms.get(&digest).is_some_and(|swarm| swarm.opening) {
+            return;
+        }
+        self.refresh_zone(digest);
+        self.share_with_all(digest);
+        self.start_readers(digest);
+        self.finish_if_whole(digest);
+        self.fill_swarm(digest);
+        self.judge(digest);
+        self.check_use(digest);
+    }
+
+    fn bitfield(&mut self, digest: Digest, peer: PeerId, bytes: &[u8]) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else {
+            // Only a peer whose metainfo we are told to have may send one.
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        let Some(pieces) = Bitfield::from_bytes(blob.layout.piece_count(), bytes) else {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        forget_pieces(blob, member);
+        member.knows_metainfo = true;
+        member.interesting = pieces.count_beyond(&blob.have);
+        member.uncounted = pieces.is_full();
+        if !member.uncounted {
+            for piece in pieces.iter(&blob.layout) {
+                blob.picker.gained(piece.get());
+            }
+        }
+        member.pieces = Some(pieces);
+        swarm.search.set_standing(&peer, Standing::Asked);
+        self.share(digest, peer);
+        self.refresh_zone(digest);
+        self.part_seeders(digest, peer);
+        self.fill_swarm(digest);
+        self.judge(digest);
+    }
+
+    fn have(&mut self, digest: Digest, peer: PeerId, runs: &[(u32, u32)]) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else { return };
+        let Some(pieces) = &mut member.pieces else {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        let count = blob.layout.piece_count();
+        let mut good = true;
+        for (first, len) in runs {
+            let end = first.checked_add(*len).filter(|end| *end <= count && *len > 0);
+            good &= end.is_some();
+            for number in *first..end.unwrap_or(*first) {
+                let Some(piece) = blob.layout.piece(number) else { continue };
+                if !pieces.insert(piece) {
+                    continue;
+                }
+                if !member.uncounted {
+                    blob.picker.gained(number);
+                }
+                if !blob.have.contains(piece) {
+                    member.interesting = member.interesting.saturating_add(1);
+                    if member.same_zone {
+                        blob.zone_progress = now;
+                    }
+                }
+                member.refused.remove(&number);
+            }
+        }
+        if !good {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        }
+        if member.is_complete() {
+            if let Some(candidate) = swarm.search.candidates.get_mut(&peer) {
+                candidate.hint.complete = true;
+            }
+            self.refresh_zone(digest);
+            self.part_seeders(digest, peer);
+        }
+        self.fill_member(digest, peer);
+        self.judge(digest);
+    }
+
+    /// Two seeders have nothing to say to each other.
+    pub(super) fn part_seeders(&mut self, digest: Digest, peer: PeerId) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let both = swarm.is_complete()
+            && swarm.members.get(&peer).is_some_and(|member| member.is_joined() && member.is_complete());
+        if both {
+            self.leave_member(digest, peer, Standing::Gone);
+            self.check_use(digest);
+        }
+    }
+
+    /// Gives a connected peer a channel; `false` when it has too many.
+    pub(super) fn add_member(&mut self, digest: Digest, peer: PeerId) -> bool {
+        let Some(known) = self.peers.get_mut(&peer) else { return false };
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+        if known.dropped || known.channels.len() >= self.config.channels_per_peer_max {
+            return false;
+        }
+        let Some(next) = known.next_channel.checked_add(1) else { return false };
+        let channel = std::mem::replace(&mut known.next_channel, next);
+        known.channels.insert(channel, digest);
+        self.timers.cancel(Timer::Idle(peer));
+        let same_zone = known.zone == self.zone;
+        swarm.members.insert(peer, Member::new(channel, same_zone, self.now));
+        true
+    }
+
+    /// Says `Leave` and forgets a member.
+    pub(super) fn leave_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
+        if let Some(to) = self.their_channel(digest, &peer) {
+            self.out.send(peer, Message::Leave { to });
+        }
+        self.remove_member(digest, peer, standing);
+    }
+
+    /// Forgets a member: what was asked of it is wanted again.
+    pub(super) fn remove_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        swarm.search.set_standing(&peer, standing);
+        let Some(mut member) = swarm.members.remove(&peer) else { return };
+        let channel = member.our_channel;
+        if let Some(blob) = &mut swarm.blob {
+            forget_pieces(blob, &mut member);
+        }
+        for (piece, outstanding) in std::mem::take(&mut member.outstanding) {
+            self.request_ended(digest, peer, channel, piece, outstanding.bytes);
+        }
+        self.uploads.leave(&peer, digest);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.channels.remove(&channel);
+        }
+        self.refresh_zone(digest);
+        self.note_idle(peer);
+    }
+
+    /// Ends a swarm. Peers that asked are told why when there is a reason, and that we leave otherwise.
+    pub(super) fn end_swarm(&mut self, digest: Digest, why: Option<Absence>) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let members: Vec<PeerId> = swarm.members.keys().copied().collect();
+        for peer in members {
+            let to = self.their_channel(digest, &peer);
+            self.remove_member(digest, peer, Standing::Gone);
+            match (to, why) {
+                (Some(to), Some(why)) => {
+                    self.out.send(peer, Message::Absent { to, why, peers: Vec::new() });
+                }
+                (Some(to), None) => self.out.send(peer, Message::Leave { to }),
+                (None, _) => {}
+            }
+        }
+        self.fail_readers(digest, &ReadError::Unavailable);
+        self.swarms.remove(&digest);
+        for waiting in self.dialing.values_mut() {
+            waiting.remove(&digest);
+        }
+        self.hungry.remove(&digest);
+        for timer in [Timer::Haves(digest), Timer::Search(digest), Timer::Fill(digest), Timer::Linger(digest)]
+        {
+            self.timers.cancel(timer);
+        }
+        self.out.report(Event::SwarmEnded { digest });
+    }
+
+    pub(super) fn member_mut(&mut self, digest: Digest, peer: &PeerId) -> Option<&mut Member> {
+        self.swarms.get_mut(&digest)?.members.get_mut(peer)
+    }
+
+    pub(super) fn their_channel(&self, digest: Digest, peer: &PeerId) -> Option<Channel> {
+        self.swarms.get(&digest)?.members.get(peer)?.their_channel
+    }
+
+    /// The roles in a connected peer's credential.
+    pub(super) fn roles_of(&self, peer: &PeerId) -> Roles {
+        self.peers.get(peer).map_or(Roles::NONE, |known| known.roles)
+    }
+}
+
+/// Takes a member's pieces out of the availability.
+fn forget_pieces(blob: &mut Blob, member: &mut Member) {
+    member.interesting = 0;
+    let Some(pieces) = member.pieces.take() else { return };
+    if !member.uncounted {
+        for piece in pieces.iter(&blob.layout) {
+            blob.picker.lost(piece.get());
+        }
+    }
+    member.uncounted = false;
+}

@@ -1,0 +1,157 @@
+//! Which piece to ask a peer for.
+
+use std::time::Duration;
+
+use shoal_types::{Digest, PeerId, Role};
+
+use super::Engine;
+use crate::swarm::member::Member;
+use crate::swarm::search::Standing;
+use crate::swarm::{Blob, Pending, Swarm};
+
+/// Below this many pieces of interest a peer's pieces are listed instead of the wanted ones.
+const FEW_PIECES: u32 = 64;
+/// Members of the zone that share the imports at most.
+const IMPORTERS_MAX: usize = 32;
+/// Peers asked for the same piece at the end, at most.
+const DUPLICATES_MAX: usize = 2;
+
+/// What a look for a piece came to.
+pub(super) enum Picked {
+    /// Ask for this one.
+    Piece(u32),
+    /// Take this one from the stalled peer that was asked for it.
+    Stolen(u32),
+    /// Nothing now; pieces it has are held back for their importer or after a refusal.
+    HeldBack,
+    /// It has nothing that is not taken care of.
+    Nothing,
+}
+
+impl Engine {
+    pub(super) fn pick(&self, swarm: &Swarm, blob: &Blob, peer: &PeerId, member: &Member) -> Picked {
+        let Some(pieces) = &member.pieces else { return Picked::Nothing };
+        let mut held_back = false;
+        let mut allowed = |number: u32, wait: Duration, since| {
+            let has = blob.layout.piece(number).is_some_and(|piece| pieces.contains(piece));
+            if !has || !blob.picker.is_wanted(number) {
+                return false;
+            }
+            let good = member.may_ask(number, self.now)
+                && (member.same_zone || self.may_import(swarm, blob, number, wait, since));
+            held_back |= !good;
+            good
+        };
+        let window = self.config.zone_wait_window;
+        for reader in swarm.readers.values() {
+            let mut ahead = reader.window(&blob.layout, self.config.reader_window_bytes);
+            if let Some(number) = ahead.find(|number| allowed(*number, window, reader.advanced)) {
+                return Picked::Piece(number);
+            }
+        }
+        let (wait, since) = (self.config.zone_wait, blob.zone_progress);
+        let rarest = if member.interesting < FEW_PIECES {
+            pieces
+                .iter_beyond(&blob.have, &blob.layout)
+                .map(|piece| piece.get())
+                .filter(|number| allowed(*number, wait, since))
+                .min_by_key(|number| blob.picker.availability(*number))
+        } else {
+            blob.picker.pick(|number| allowed(number, wait, since))
+        };
+        match rarest {
+            Some(number) => Picked::Piece(number),
+            None => self.pick_pending(blob, peer, member, held_back),
+        }
+    }
+
+    /// A piece others were asked for: of a stalled peer at any time, of a slower one only at the very end.
+    fn pick_pending(&self, blob: &Blob, peer: &PeerId, member: &Member, held_back: bool) -> Picked {
+        let endgame = blob.picker.wanted() == 0 && blob.pending.len() <= self.config.endgame_pieces_max;
+        let stalled = |id: &PeerId| self.peers.get(id).is_some_and(|known| known.flow.stalled);
+        for (number, pending) in &blob.pending {
+            let Pending::Requested(asked) = pending else { continue };
+            let has =
+                member.pieces.as_ref().zip(blob.layout.piece(*number)).is_some_and(|(p, i)| p.contains(i));
+            if !has || asked.contains(peer) || !member.may_ask(*number, self.now) {
+                continue;
+            }
+            if asked.iter().all(stalled) {
+                return Picked::Stolen(*number);
+            }
+            if endgame
+                && asked.len() < DUPLICATES_MAX
+                && member.same_zone
+                && self.is_late(blob, *number, asked, peer)
+            {
+                return Picked::Piece(*number);
+            }
+        }
+        if held_back { Picked::HeldBack } else { Picked::Nothing }
+    }
+
+    /// Whether `peer` would likely deliver a piece before those that were asked for it.
+    fn is_late(&self, blob: &Blob, number: u32, asked: &[PeerId], peer: &PeerId) -> bool {
+        let bytes = blob.bytes_of(number);
+        let expected =
+            |id: &PeerId| self.peers.get(id).map_or(Duration::MAX, |known| known.flow.expected(bytes));
+        let own = expected(peer);
+        asked.iter().all(|id| {
+            let silent =
+                self.peers.get(id).map_or(Duration::MAX, |known| self.now.saturating_since(known.flow.life));
+            silent > own.max(expected(id))
+        })
+    }
+
+    /// Whether this process may fetch a piece from another zone: it is the zone's importer, or whoever is has had
+    /// its time. Those further down the ranking wait longer, so that a slow importer is not doubled by everybody.
+    fn may_import(
+        &self,
+        swarm: &Swarm,
+        blob: &Blob,
+        number: u32,
+        wait: Duration,
+        since: shoal_types::Timestamp,
+    ) -> bool {
+        if blob.zone_leechers == 0 && !blob.zone_source {
+            return true;
+        }
+        let Some(piece) = blob.layout.piece(number) else { return false };
+        let near = blob.zone_source
+            || swarm
+                .members
+                .values()
+                .any(|m| m.same_zone && m.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)));
+        let rank = u32::from(blob.zone_ranks.rank(number)).saturating_add(u32::from(near));
+        rank == 0 || self.now >= since + wait.saturating_mul(rank)
+    }
+
+    /// Looks anew at who of the zone takes part, after somebody came, went or became a seeder.
+    pub(super) fn refresh_zone(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let foreign = swarm.members.values().any(|member| !member.same_zone);
+        let near = || swarm.members.iter().filter(|(_, member)| member.same_zone && member.is_joined());
+        let source =
+            near().any(|(peer, member)| member.is_complete() || self.roles_of(peer).contains(Role::Origin));
+        let mut leechers: Vec<PeerId> =
+            near().filter(|(_, member)| member.is_leecher()).map(|(peer, _)| *peer).collect();
+        let known = swarm.search.candidates.iter().filter(|(peer, candidate)| {
+            candidate.hint.zone == self.zone
+                && !candidate.owner
+                && !candidate.hint.complete
+                && matches!(candidate.standing, Standing::Fresh | Standing::Dialing)
+                && !swarm.members.contains_key(*peer)
+        });
+        leechers.extend(known.map(|(peer, _)| *peer).take(IMPORTERS_MAX));
+        leechers.sort_unstable();
+        leechers.truncate(IMPORTERS_MAX);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &mut swarm.blob else { return };
+        blob.zone_leechers = leechers.len();
+        blob.zone_source = source;
+        if foreign && !blob.complete {
+            let pieces = blob.layout.piece_count();
+            blob.zone_ranks.update(&digest, &self.local, leechers, pieces);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Local readers, and how a blob ends.
+
+use shoal_types::{Digest, PeerId};
+
+use super::{BAD_SIGNERS_MAX, Engine};
+use crate::io::{Effect, Event, ReadError, ReaderId, ReaderWant};
+use crate::message::Absence;
+use crate::swarm::Swarm;
+use crate::swarm::readers::Reader;
+use crate::timers::Timer;
+
+impl Engine {
+    pub(super) fn reader_opened(&mut self, reader: ReaderId, digest: Digest, want: ReaderWant) {
+        if self.readers.contains_key(&reader) {
+            return;
+        }
+        if !self.swarms.contains_key(&digest)
+            && self.swarms.len() >= self.config.swarms_max
+            && !self.evict_swarm()
+        {
+            return self.out.push(Effect::ReaderFailed { reader, why: ReadError::Busy });
+        }
+        self.readers.insert(reader, digest);
+        let now = self.now;
+        let fresh = !self.swarms.contains_key(&digest);
+        let swarm = self.swarms.entry(digest).or_insert_with(|| Swarm::new(digest, now));
+        swarm.readers.insert(reader, Reader::new(want, now));
+        swarm.unread_since = None;
+        self.timers.cancel(Timer::Linger(digest));
+        if fresh {
+            return self.out.push(Effect::OpenBlob { digest });
+        }
+        if swarm.opening {
+            return;
+        }
+        self.start_readers(digest);
+        let searching = self.swarms.get(&digest).is_some_and(|swarm| {
+            swarm.blob.is_none() || (!swarm.is_complete() && !swarm.in_backend && swarm.members.is_empty())
+        });
+        if searching {
+            self.search(digest);
+        }
+        self.fill_swarm(digest);
+    }
+
+    pub(super) fn reader_moved(&mut self, reader: ReaderId, offset: u64) {
+        let Some(digest) = self.readers.get(&reader).copied() else { return };
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let layout = swarm.blob.as_ref().map(|blob| blob.layout);
+        if let Some(reader) = swarm.readers.get_mut(&reader) {
+            reader.moved(offset, layout.as_ref());
+        }
+        self.advance_readers(digest);
+        self.fill_swarm(digest);
+    }
+
+    pub(super) fn reader_closed(&mut self, reader: ReaderId) {
+        let Some(digest) = self.readers.remove(&reader) else { return };
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let closed = swarm.readers.remove(&reader);
+        let payload = closed.is_some_and(|reader| reader.want != ReaderWant::Metainfo);
+        if swarm.readers.is_empty() && payload {
+            swarm.unread_since = Some(self.now);
+        }
+        self.check_use(digest);
+    }
+
+    /// Tells readers the metainfo, and at once how far they can read.
+    pub(super) fn start_readers(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &swarm.blob else { return };
+        let mut beyond = Vec::new();
+        for (id, reader) in swarm.readers.iter_mut().filter(|(_, reader)| !reader.started) {
+            reader.advanced = now;
+            if reader.start(&blob.layout) {
+                self.out.push(Effect::ReaderStarted { reader: *id, metainfo: blob.metainfo.clone() });
+            } else {
+                beyond.push(*id);
+            }
+        }
+        let size = blob.layout.size();
+        for reader in beyond {
+            swarm.readers.remove(&reader);
+            self.readers.remove(&reader);
+            self.out.push(Effect::ReaderFailed { reader, why: ReadError::Range { size } });
+        }
+        self.advance_readers(digest);
+    }
+
+    pub(super) fn advance_readers(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &swarm.blob else { return };
+        for (id, reader) in &mut swarm.readers {
+            let told = reader.advance(now, &blob.layout, &blob.have, blob.complete);
+            if let Some(until) = told.until {
+                self.out.push(Effect::ReaderAdvance { reader: *id, until });
+            }
+            if told.done {
+                self.out.push(Effect::ReaderDone { reader: *id });
+            }
+        }
+    }
+
+    pub(super) fn fail_readers(&mut self, digest: Digest, why: &ReadError) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        for (reader, state) in std::mem::take(&mut swarm.readers) {
+            self.readers.remove(&reader);
+            if !state.done {
+                self.out.push(Effect::ReaderFailed { reader, why: why.clone() });
+            }
+        }
+    }
+
+    pub(super) fn finish_if_whole(&mut self, digest: Digest) {
+        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        if blob.have.is_full() && !blob.complete && !blob.finishing {
+            blob.finishing = true;
+            self.out.push(Effect::FinishBlob { digest });
+        }
+    }
+
+    pub(super) fn blob_finished(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &mut swarm.blob else { return };
+        if blob.complete || !blob.have.is_full() {
+            return;
+        }
+        blob.complete = true;
+        blob.finishing = false;
+        let size = blob.layout.size();
+        let took = now.saturating_since(swarm.started);
+        let provide = !std::mem::replace(&mut swarm.provided, true);
+        let members: Vec<PeerId> = swarm.members.keys().copied().collect();
+        if provide {
+            self.out.push(Effect::Provide { digest });
+        }
+        self.out.report(Event::BlobCompleted { digest, size, took });
+        self.end_search(digest);
+        self.flush_haves(digest);
+        self.advance_readers(digest);
+        for peer in members {
+            self.part_seeders(digest, peer);
+        }
+        self.check_use(digest);
+    }
+
+    pub(super) fn blob_corrupt(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let signer = swarm
+            .blob
+            .as_ref()
+            .and_then(|blob| blob.vouched.as_ref())
+            .map(|vouched| vouched.metainfo.signer());
+        if let Some(signer) = signer {
+            if self.bad_signers.len() >= BAD_SIGNERS_MAX {
+                self.bad_signers.pop_first();
+            }
+            self.bad_signers.insert((digest, signer));
+        }
+        self.out.report(Event::BlobFailed { digest, why: ReadError::Corrupt });
+        self.fail_readers(digest, &ReadError::Corrupt);
+        self.end_swarm(digest, None);
+    }
+
+    pub(super) fn blob_removed(&mut self, digest: Digest) {
+        self.fail_readers(digest, &ReadError::NotFound);
+        self.end_swarm(digest, None);
+    }
+
+    /// Ends a swarm that serves nobody, and lets one that nobody uses age.
+    pub(super) fn check_use(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        if !swarm.readers.is_empty() || swarm.opening {
+            return self.timers.cancel(Timer::Linger(digest));
+        }
+        if swarm.blob.is_none() && !swarm.owner {
+            return self.end_swarm(digest, Some(Absence::NotHere));
+        }
+        if !self.timers.is_set(Timer::Linger(digest)) {
+            self.timers.set(Timer::Linger(digest), self.now + self.config.linger);
+        }
+    }
+
+    pub(super) fn linger_over(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        if !swarm.readers.is_empty() {
+            return;
+        }
+        swarm.unread_since = None;
+        if swarm.members.is_empty() {
+            return self.end_swarm(digest, None);
+        }
+        let stale: Vec<(PeerId, u32)> = swarm
+            .members
+            .iter()
+            .filter(|_| !swarm.wants_payload(self.now, self.config.linger))
+            .flat_map(|(peer, member)| member.outstanding.keys().map(|number| (*peer, *number)))
+            .collect();
+        for (peer, number) in stale {
+            self.withdraw(digest, peer, number);
+        }
+        self.timers.set(Timer::Linger(digest), self.now + self.config.linger);
+    }
+
+    /// Drops one swarm that nobody uses to make room; `false` when all are in use.
+    fn evict_swarm(&mut self) -> bool {
+        let idle = self
+            .swarms
+            .values()
+            .filter(|swarm| swarm.readers.is_empty() && swarm.members.is_empty() && !swarm.opening)
+            .min_by_key(|swarm| (swarm.unread_since, swarm.digest))
+            .map(|swarm| swarm.digest);
+        let Some(digest) = idle else { return false };
+        self.end_swarm(digest, None);
+        true
+    }
+}

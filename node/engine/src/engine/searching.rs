@@ -1,0 +1,360 @@
+//! Finding peers, and giving up.
+
+use std::time::Duration;
+
+use shoal_types::{Digest, PeerId, Timestamp};
+
+use super::Engine;
+use crate::io::{Effect, Event, LookupSource, ReadError};
+use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
+use crate::swarm::Swarm;
+use crate::swarm::member::Member;
+use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
+use crate::timers::Timer;
+
+/// How often an open search looks after those that do not answer.
+const SEARCH_TICK: Duration = Duration::from_millis(100);
+/// The pause between rounds doubles this many times at most.
+const RETRY_DOUBLINGS_MAX: u32 = 3;
+
+impl Engine {
+    /// Starts a search unless one is under way.
+    pub(super) fn search(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        if swarm.search.since.is_some() || swarm.opening {
+            return;
+        }
+        swarm.search.since = Some(self.now);
+        swarm.search.round = 0;
+        self.search_round(digest);
+    }
+
+    fn search_round(&mut self, digest: Digest) {
+        let jitter = self.random.jitter();
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let search = &mut swarm.search;
+        if search.round > 0 {
+            search.forgive();
+        }
+        let doublings = search.round.min(RETRY_DOUBLINGS_MAX);
+        let pause = self.config.search_retry.saturating_mul(1 << doublings).mul_f64(jitter);
+        search.next_round = self.now + pause;
+        search.round = search.round.saturating_add(1);
+        for source in [LookupSource::Owners, LookupSource::Dht] {
+            let lookup = search.lookup_mut(source);
+            if *lookup != Lookup::Running {
+                *lookup = Lookup::Running;
+                self.out.push(Effect::Lookup { digest, source });
+            }
+        }
+        self.timers.set(Timer::Search(digest), self.now + SEARCH_TICK);
+        self.dial(digest);
+    }
+
+    pub(super) fn search_tick(&mut self, digest: Digest) {
+        self.dial(digest);
+        self.judge(digest);
+        if let Some(swarm) = self.swarms.get(&digest)
+            && swarm.search.since.is_some()
+        {
+            self.timers.set_earlier(Timer::Search(digest), self.now + SEARCH_TICK);
+        }
+    }
+
+    pub(super) fn lookup_finished(&mut self, digest: Digest, source: LookupSource) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        *swarm.search.lookup_mut(source) = Lookup::Ended;
+        self.judge(digest);
+    }
+
+    pub(super) fn peers_found(&mut self, digest: Digest, source: Option<LookupSource>, peers: Vec<PeerHint>) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let owner = source == Some(LookupSource::Owners);
+        for hint in peers.into_iter().take(HINTS_MAX) {
+            if hint.peer == self.local {
+                continue;
+            }
+            if let Some(known) = swarm.search.candidates.get_mut(&hint.peer) {
+                known.owner |= owner;
+                known.heard = self.now;
+                known.hint.complete |= hint.complete;
+                if !hint.endpoints.is_empty() {
+                    known.hint.endpoints = hint.endpoints;
+                }
+                continue;
+            }
+            if swarm.search.candidates.len() >= self.config.candidates_per_swarm_max && !evict(swarm) {
+                break;
+            }
+            let member = swarm.members.contains_key(&hint.peer);
+            let standing = if member { Standing::Asked } else { Standing::Fresh };
+            swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
+        }
+        self.dial(digest);
+        self.judge(digest);
+    }
+
+    /// Asks candidates until the swarm has the peers it looks for.
+    pub(super) fn dial(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        if swarm.opening
+            || !(swarm.wants_payload(self.now, self.config.linger) || swarm.search.since.is_some())
+        {
+            return;
+        }
+        let busy = swarm
+            .search
+            .candidates
+            .values()
+            .filter(|candidate| candidate.standing == Standing::Dialing)
+            .count();
+        let mut room =
+            self.config.peers_per_swarm_max.saturating_sub(swarm.members.len().saturating_add(busy));
+        let mut fresh: Vec<(PeerId, bool, bool)> = swarm
+            .search
+            .candidates
+            .iter()
+            .filter(|(peer, candidate)| {
+                candidate.standing == Standing::Fresh && !swarm.members.contains_key(*peer)
+            })
+            .map(|(peer, candidate)| (*peer, candidate.owner, candidate.hint.zone == self.zone))
+            .collect();
+        // Random keeps the graph connected. Owners come first while nothing is known, and of the others two in
+        // three are of the own zone: enough to share there, and some links to elsewhere.
+        self.random.shuffle(&mut fresh);
+        let unknown = swarm.blob.is_none();
+        let mut keyed: Vec<(bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
+        for (peer, owner, same_zone) in fresh {
+            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), peer));
+        }
+        keyed.sort_by_key(|(owner, zone, _)| (*owner, *zone));
+        for (_, _, peer) in keyed {
+            if room == 0 {
+                break;
+            }
+            if self.reach(digest, peer) {
+                room = room.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Asks a connected peer or dials it; `false` when it cannot be reached.
+    fn reach(&mut self, digest: Digest, peer: PeerId) -> bool {
+        if self.peers.get(&peer).is_some_and(|known| !known.dropped) {
+            return self.ask(digest, peer);
+        }
+        let full = self.peers.len().saturating_add(self.dialing.len()) >= self.config.connections_max;
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+        let Some(candidate) = swarm.search.candidates.get_mut(&peer) else { return false };
+        if let Some(waiting) = self.dialing.get_mut(&peer) {
+            waiting.insert(digest);
+            candidate.standing = Standing::Dialing;
+            return true;
+        }
+        if candidate.hint.endpoints.is_empty() || full {
+            candidate.standing = Standing::Gone;
+            return false;
+        }
+        candidate.standing = Standing::Dialing;
+        let endpoints = candidate.hint.endpoints.clone();
+        self.dialing.entry(peer).or_default().insert(digest);
+        self.out.push(Effect::Connect { peer, endpoints });
+        true
+    }
+
+    /// Asks a connected peer to share a blob.
+    pub(super) fn ask(&mut self, digest: Digest, peer: PeerId) -> bool {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+        swarm.search.set_standing(&peer, Standing::Asked);
+        if swarm.members.contains_key(&peer) {
+            return true;
+        }
+        if !self.add_member(digest, peer) {
+            if let Some(swarm) = self.swarms.get_mut(&digest) {
+                swarm.search.set_standing(&peer, Standing::Gone);
+            }
+            return false;
+        }
+        self.send_join(digest, peer);
+        true
+    }
+
+    /// Whether an answer of `peer` that could change the outcome is still awaited.
+    fn is_pending(&self, swarm: &Swarm, peer: &PeerId, owner: bool) -> bool {
+        let Some(member) = swarm.members.get(peer) else { return false };
+        if self.now.saturating_since(member.since) >= self.config.ask_patience {
+            return false;
+        }
+        if !member.is_joined() {
+            return true;
+        }
+        match (&swarm.blob, &member.pieces) {
+            // It searches as we do. Only an owner's own search is worth waiting for, and owners do not wait for
+            // each other: that would be a circle.
+            (None, _) if member.wants_metainfo => owner && !swarm.owner,
+            (_, pieces) => pieces.is_none() && !member.wants_metainfo,
+        }
+    }
+
+    /// Looks whether a search has found something, or is over.
+    pub(super) fn judge(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(since) = swarm.search.since else { return };
+        if self.has_found(swarm) {
+            return self.end_search(digest);
+        }
+        let open = swarm.search.is_open(|peer, candidate| self.is_pending(swarm, peer, candidate.owner));
+        let exhausted = self.now.saturating_since(since) >= self.config.search_patience;
+        if open && !exhausted {
+            return;
+        }
+        let own =
+            swarm.owner.then_some(if swarm.backend_down { Absence::BackendDown } else { Absence::Unknown });
+        let verdict =
+            if open || swarm.blob.is_some() { Verdict::Unavailable } else { swarm.search.verdict(own) };
+        let awaited = swarm.is_awaited();
+        match verdict {
+            Verdict::NotFound => self.give_up(digest, ReadError::NotFound),
+            Verdict::Unavailable if exhausted || !awaited => self.give_up(digest, ReadError::Unavailable),
+            Verdict::Unavailable if self.now >= swarm.search.next_round => self.search_round(digest),
+            Verdict::Unavailable => {
+                self.timers.set_earlier(Timer::Search(digest), swarm.search.next_round);
+            }
+        }
+    }
+
+    fn has_found(&self, swarm: &Swarm) -> bool {
+        let Some(blob) = &swarm.blob else { return false };
+        blob.complete
+            || swarm.is_probe()
+            || swarm.in_backend
+            || !blob.pending.is_empty()
+            || swarm.members.values().any(|member| member.interesting > 0)
+            || blob.picker.wanted() == 0
+    }
+
+    pub(super) fn end_search(&mut self, digest: Digest) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        swarm.search.since = None;
+        swarm.starved = None;
+        self.timers.cancel(Timer::Search(digest));
+    }
+
+    /// The search is over, and nobody has it.
+    fn give_up(&mut self, digest: Digest, why: ReadError) {
+        self.end_search(digest);
+        self.out.report(Event::BlobFailed { digest, why: why.clone() });
+        self.fail_readers(digest, &why);
+        let pause = self.config.search_retry.saturating_mul(1 << RETRY_DOUBLINGS_MAX);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        swarm.unread_since = None;
+        swarm.search.next_round = self.now + pause;
+        if swarm.blob.is_none() {
+            let answer = match (swarm.owner, swarm.backend_down) {
+                (true, false) => Absence::Unknown,
+                (true, true) => Absence::BackendDown,
+                (false, _) => Absence::NotHere,
+            };
+            self.end_swarm(digest, Some(answer));
+        }
+    }
+
+    /// A download that nobody can go on with searches, after a moment in which haves may come.
+    pub(super) fn check_starved(&mut self, digest: Digest) {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let idle = swarm.blob.as_ref().is_some_and(|blob| {
+            !blob.complete && blob.pending.is_empty() && blob.picker.wanted() > 0 && !swarm.in_backend
+        });
+        let starved = idle
+            && swarm.wants_payload(now, self.config.linger)
+            && swarm.members.values().all(|member| member.interesting == 0);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        if !starved {
+            swarm.starved = None;
+            return;
+        }
+        let since = *swarm.starved.get_or_insert(now);
+        let awaited = swarm.is_awaited();
+        let mut due: Timestamp = since + self.config.starved_after;
+        if !awaited {
+            due = due.max(swarm.search.next_round);
+        }
+        if swarm.search.since.is_some() {
+            return;
+        }
+        // With members there is hope for haves; without, waiting gains nothing.
+        if due <= now || (awaited && swarm.members.is_empty()) {
+            self.search(digest);
+        } else {
+            self.timers.set_earlier(Timer::Fill(digest), due);
+        }
+    }
+
+    /// Some members of a swarm, for introducing them: those of `zone` first, otherwise random.
+    pub(super) fn hints_for(&mut self, digest: Digest, peer: PeerId) -> Vec<PeerHint> {
+        let zone = self.peers.get(&peer).map(|known| known.zone.clone());
+        let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
+        let wanted = |(id, member): &(&PeerId, &Member)| **id != peer && member.is_joined() && !member.probe;
+        let mut hints: Vec<PeerHint> = swarm
+            .members
+            .iter()
+            .filter(wanted)
+            .filter_map(|(id, member)| self.hint_of(id, member.is_complete()))
+            .collect();
+        let fresh = swarm.search.candidates.values().filter(|candidate| {
+            candidate.hint.peer != peer
+                && !candidate.hint.endpoints.is_empty()
+                && !swarm.members.contains_key(&candidate.hint.peer)
+                && !matches!(
+                    candidate.standing,
+                    Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
+                )
+        });
+        hints.extend(fresh.take(HINTS_MAX).map(|candidate| candidate.hint.clone()));
+        self.random.shuffle(&mut hints);
+        hints.sort_by_key(|hint| Some(&hint.zone) != zone.as_ref());
+        hints.truncate(HINTS_SENT_MAX);
+        hints
+    }
+
+    /// Tells some members of one that has just joined: who came first would otherwise never hear of the others.
+    pub(super) fn introduce(&mut self, digest: Digest, newcomer: PeerId) {
+        let Some(hint) = self.hint_of(&newcomer, false) else { return };
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let mut others: Vec<PeerId> = swarm
+            .members
+            .iter()
+            .filter(|(peer, member)| **peer != newcomer && member.is_leecher())
+            .map(|(peer, _)| *peer)
+            .collect();
+        self.random.shuffle(&mut others);
+        others.sort_by_key(|peer| self.peers.get(peer).map(|known| &known.zone) != Some(&hint.zone));
+        others.truncate(INTRODUCTIONS_MAX);
+        for peer in others {
+            let Some(to) = self.their_channel(digest, &peer) else { continue };
+            self.out.send(peer, Message::Peers { to, peers: vec![hint.clone()] });
+        }
+    }
+}
+
+/// Peers named in one answer at most.
+const HINTS_SENT_MAX: usize = 16;
+/// Members told of a newcomer at most.
+const INTRODUCTIONS_MAX: usize = 6;
+
+/// Makes room among the candidates: whoever was of no use, longest unheard first.
+fn evict(swarm: &mut Swarm) -> bool {
+    let victim = swarm
+        .search
+        .candidates
+        .iter()
+        .filter(|(peer, candidate)| {
+            !candidate.owner
+                && !swarm.members.contains_key(*peer)
+                && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
+        })
+        .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
+        .map(|(peer, _)| *peer);
+    victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
+}

@@ -1,0 +1,195 @@
+//! Sending pieces to peers.
+
+use shoal_types::{Digest, PeerId, PieceIndex};
+
+use super::Engine;
+use crate::io::{DropReason, Effect, Event};
+use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
+use crate::timers::Timer;
+use crate::uploads::Job;
+
+/// A peer that lacks at most one piece in this many is about to become a seeder.
+const NEARLY_DONE_PART: u32 = 10;
+/// Refusals for the sake of spreading remembered a peer; the oldest pieces are forgotten beyond it.
+const SPREAD_REFUSALS_MAX: usize = 256;
+/// Times the patience for a first copy that is still on its way.
+const UNDER_WAY_FACTOR: u32 = 4;
+/// Haves told at once at the start of a swarm, so that it does not wait for a batch.
+const EAGER_PIECES: u32 = 4;
+
+impl Engine {
+    pub(super) fn requested(&mut self, digest: Digest, peer: PeerId, number: u32) {
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(blob) = &swarm.blob else {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        let Some(piece) = blob.layout.piece(number) else {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        let Some(member) = swarm.members.get(&peer) else { return };
+        let Some(to) = member.their_channel else { return };
+        let count = blob.layout.piece_count();
+        let missing = member.pieces.as_ref().map_or(count, |pieces| count.saturating_sub(pieces.count()));
+        let nearly_done = missing <= count.checked_div(NEARLY_DONE_PART).unwrap_or(0).max(1);
+        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), nearly_done };
+        let same_zone = member.same_zone;
+        if !blob.have.contains(piece) {
+            return self.out.send(peer, Message::Busy { to, piece: number, peers: Vec::new() });
+        }
+        if let Some(hint) = self.first_receiver(digest, peer, number) {
+            return self.out.send(peer, Message::Busy { to, piece: number, peers: vec![hint] });
+        }
+        if self.uploads.push(&self.config, peer, same_zone, job) {
+            // From here the piece counts as given, so that a second peer asking in the same moment is sent there.
+            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
+                blob.given.entry(number).or_insert(peer);
+            }
+            self.serve();
+        } else {
+            let peers = self.hints_for(digest, peer);
+            self.out.send(peer, Message::Busy { to, piece: number, peers });
+        }
+    }
+
+    /// When this process is the only seeder and still has pieces to give that nobody else holds, a second copy of
+    /// one can wait: whoever got the first will pass it on. Returns whom to ask instead, for a short while.
+    fn first_receiver(&mut self, digest: Digest, asker: PeerId, number: u32) -> Option<PeerHint> {
+        let now = self.now;
+        let swarm = self.swarms.get_mut(&digest)?;
+        let blob = swarm.blob.as_ref()?;
+        let piece = blob.layout.piece(number)?;
+        let receiver = *blob.given.get(&number)?;
+        let spread = blob.given.len() >= blob.layout.piece_count() as usize;
+        let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
+        let reachable = swarm.members.get(&receiver).is_some_and(|member| member.is_leecher());
+        if receiver == asker || spread || !alone || !reachable {
+            return None;
+        }
+        let arrived = swarm
+            .members
+            .get(&receiver)
+            .and_then(|member| member.pieces.as_ref())
+            .is_some_and(|pieces| pieces.contains(piece));
+        let factor = if arrived { 1 } else { UNDER_WAY_FACTOR };
+        let refusals = &mut swarm.members.get_mut(&asker)?.spread_refusals;
+        let since = *refusals.entry(number).or_insert(now);
+        if refusals.len() > SPREAD_REFUSALS_MAX {
+            refusals.pop_first();
+        }
+        if now.saturating_since(since) >= self.config.spread_patience.saturating_mul(factor) {
+            return None;
+        }
+        // Introduced or not, the asker must not count on this process: without an address it still has its others.
+        self.hint_of(&receiver, false).or_else(|| {
+            let zone = self.peers.get(&receiver)?.zone.clone();
+            Some(PeerHint { peer: receiver, zone, endpoints: Vec::new(), complete: false })
+        })
+    }
+
+    pub(super) fn cancelled(&mut self, digest: Digest, peer: PeerId, number: u32) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &mut swarm.blob else { return };
+        let Some(piece) = blob.layout.piece(number) else {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        };
+        if self.uploads.cancel(&peer, digest, piece) {
+            self.out.push(Effect::CancelSend { peer, digest, piece });
+        } else if blob.given.get(&number) == Some(&peer) && !holds(swarm.members.get(&peer), piece) {
+            blob.given.remove(&number);
+        }
+    }
+
+    pub(super) fn piece_sent(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex, bytes: u32) {
+        if self.uploads.sent(&peer, digest, piece).is_some() {
+            if bytes > 0 {
+                self.out.report(Event::PieceServed { digest, piece, bytes, to: peer });
+            } else if let Some(swarm) = self.swarms.get_mut(&digest)
+                && let Some(blob) = &mut swarm.blob
+                && blob.given.get(&piece.get()) == Some(&peer)
+            {
+                blob.given.remove(&piece.get());
+            }
+        }
+        self.serve();
+    }
+
+    /// Begins as many sends as slots and budgets allow.
+    pub(super) fn serve(&mut self) {
+        while self.uploads.has_waiting() {
+            if let Some(later) = self.rate_out.wait(self.now) {
+                return self.timers.set(Timer::Uploads, later);
+            }
+            let link = self.zone_rate_out.wait(self.now);
+            let allowed = |same_zone: bool| same_zone || link.is_none();
+            let Some((peer, job)) = self.uploads.next(&self.config, self.now, allowed) else {
+                // A slot or the link will be free again; a hung send frees its slot by time.
+                let at = link.unwrap_or(self.now + self.config.upload_slot_hold);
+                return self
+                    .timers
+                    .set_earlier(Timer::Uploads, at.max(self.now + super::connections::TICK_MIN));
+            };
+            self.rate_out.take(job.bytes);
+            if self.peers.get(&peer).is_some_and(|known| known.zone != self.zone) {
+                self.zone_rate_out.take(job.bytes);
+            }
+            let Job { digest, piece, to, .. } = job;
+            self.out.push(Effect::SendPiece { peer, to, digest, piece });
+        }
+        self.timers.cancel(Timer::Uploads);
+    }
+
+    /// Notes a piece to be told, and tells at once what speeds up the start or fills a batch.
+    pub(super) fn note_have(&mut self, digest: Digest, number: u32) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        swarm.haves.push(number);
+        let early =
+            swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
+        if early || swarm.haves.len() >= self.config.have_batch_max {
+            self.flush_haves(digest);
+        } else {
+            self.timers.set_earlier(Timer::Haves(digest), self.now + self.config.have_delay);
+        }
+    }
+
+    pub(super) fn flush_haves(&mut self, digest: Digest) {
+        self.timers.cancel(Timer::Haves(digest));
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let mut pieces = std::mem::take(&mut swarm.haves);
+        pieces.sort_unstable();
+        pieces.dedup();
+        let runs = runs_of(&pieces);
+        for (peer, member) in &swarm.members {
+            let Some(to) = member.their_channel.filter(|_| member.bitfield_sent) else { continue };
+            for part in runs.chunks(HAVE_RUNS_MAX) {
+                self.out.send(*peer, Message::Have { to, runs: part.to_vec() });
+            }
+        }
+    }
+}
+
+fn holds(member: Option<&crate::swarm::member::Member>, piece: PieceIndex) -> bool {
+    member.and_then(|member| member.pieces.as_ref()).is_some_and(|pieces| pieces.contains(piece))
+}
+
+/// Sorted numbers as runs of first and count.
+fn runs_of(sorted: &[u32]) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in sorted {
+        match runs.last_mut() {
+            Some((first, count)) if first.saturating_add(*count) == *number => {
+                *count = count.saturating_add(1)
+            }
+            _ => runs.push((*number, 1)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn runs() {
+        assert_eq!(super::runs_of(&[0, 1, 2, 5, 7, 8]), [(0, 3), (5, 1), (7, 2)]);
+        assert!(super::runs_of(&[]).is_empty());
+    }
+}

@@ -1,0 +1,92 @@
+//! A peer as one swarm sees it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_types::{Bitfield, Timestamp};
+
+use crate::message::Channel;
+
+/// A piece a peer was asked for.
+#[derive(Debug)]
+pub(crate) struct Outstanding {
+    pub(crate) at: Timestamp,
+    pub(crate) bytes: u32,
+    pub(crate) arrived_bytes: u32,
+}
+
+/// A peer's refusal of one piece.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) until: Timestamp,
+    pub(crate) pause: Duration,
+}
+
+/// A connected peer that was asked to share, or asks to.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) our_channel: Channel,
+    /// Its channel, once it joined.
+    pub(crate) their_channel: Option<Channel>,
+    pub(crate) join_sent: bool,
+    pub(crate) since: Timestamp,
+    /// It said that it has no metainfo.
+    pub(crate) wants_metainfo: bool,
+    pub(crate) probe: bool,
+    /// It is known to have the metainfo.
+    pub(crate) knows_metainfo: bool,
+    pub(crate) metainfo_sent: bool,
+    pub(crate) bitfield_sent: bool,
+    pub(crate) pieces: Option<Bitfield>,
+    /// It came with the whole blob and is not counted in the picker's availability.
+    pub(crate) uncounted: bool,
+    /// Pieces it has and we lack.
+    pub(crate) interesting: u32,
+    pub(crate) outstanding: BTreeMap<u32, Outstanding>,
+    /// Pieces it refused and until when not to ask again.
+    pub(crate) refused: BTreeMap<u32, Refusal>,
+    /// Pieces we refused it for the sake of spreading, and since when.
+    pub(crate) spread_refusals: BTreeMap<u32, Timestamp>,
+    pub(crate) same_zone: bool,
+}
+
+impl Member {
+    pub(crate) fn new(our_channel: Channel, same_zone: bool, now: Timestamp) -> Self {
+        Self {
+            our_channel,
+            their_channel: None,
+            join_sent: false,
+            since: now,
+            wants_metainfo: false,
+            probe: false,
+            knows_metainfo: false,
+            metainfo_sent: false,
+            bitfield_sent: false,
+            pieces: None,
+            uncounted: false,
+            interesting: 0,
+            outstanding: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            spread_refusals: BTreeMap::new(),
+            same_zone,
+        }
+    }
+
+    pub(crate) fn is_joined(&self) -> bool {
+        self.join_sent && self.their_channel.is_some()
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Bitfield::is_full)
+    }
+
+    /// Whether it takes part and lacks pieces.
+    pub(crate) fn is_leecher(&self) -> bool {
+        self.is_joined() && !self.probe && !self.is_complete()
+    }
+
+    /// Whether it may be asked for `piece` at `now`.
+    pub(crate) fn may_ask(&self, piece: u32, now: Timestamp) -> bool {
+        self.refused.get(&piece).is_none_or(|refusal| refusal.until <= now)
+    }
+}

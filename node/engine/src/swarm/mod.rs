@@ -1,0 +1,174 @@
+//! One blob and who shares it.
+
+pub(crate) mod member;
+pub(crate) mod picker;
+pub(crate) mod readers;
+pub(crate) mod search;
+pub(crate) mod zones;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo};
+
+use crate::io::{ReaderId, ReaderWant};
+use crate::random::Random;
+use member::Member;
+use picker::Picker;
+use readers::Reader;
+use search::Search;
+use zones::ZoneRanks;
+
+/// What is being done about a piece.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    /// Peers were asked for it; more than one only at the end.
+    Requested(Vec<PeerId>),
+    /// It arrived; the peer is `None` for the backend.
+    Verifying { from: PeerId, since: Timestamp },
+    /// The local backend was asked for it.
+    Backend { since: Timestamp },
+}
+
+/// A blob whose metainfo is known.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    pub(crate) metainfo: Arc<Metainfo>,
+    pub(crate) vouched: Option<Arc<VouchedMetainfo>>,
+    pub(crate) layout: PieceLayout,
+    /// Verified pieces in the store.
+    pub(crate) have: Bitfield,
+    pub(crate) complete: bool,
+    pub(crate) finishing: bool,
+    pub(crate) picker: Picker,
+    pub(crate) pending: BTreeMap<u32, Pending>,
+    /// To whom a lone seeder gave the first copy of a piece.
+    pub(crate) given: BTreeMap<u32, PeerId>,
+    pub(crate) zone_ranks: ZoneRanks,
+    /// When the zone last got on by itself.
+    pub(crate) zone_progress: Timestamp,
+    /// Others of the own zone that fetch the blob too.
+    pub(crate) zone_leechers: usize,
+    /// The own zone has a seeder or an origin in the swarm.
+    pub(crate) zone_source: bool,
+}
+
+impl Blob {
+    pub(crate) fn new(
+        metainfo: Arc<Metainfo>,
+        vouched: Option<Arc<VouchedMetainfo>>,
+        have: Bitfield,
+        complete: bool,
+        random: &mut Random,
+        now: Timestamp,
+    ) -> Self {
+        let layout = metainfo.layout();
+        let wanted =
+            if complete { Vec::new() } else { have.iter_missing(&layout).map(|piece| piece.get()).collect() };
+        Self {
+            picker: Picker::new(layout.piece_count(), wanted, random),
+            metainfo,
+            vouched,
+            layout,
+            have,
+            complete,
+            finishing: false,
+            pending: BTreeMap::new(),
+            given: BTreeMap::new(),
+            zone_ranks: ZoneRanks::default(),
+            zone_progress: now,
+            zone_leechers: 0,
+            zone_source: false,
+        }
+    }
+
+    pub(crate) fn has(&self, number: u32) -> bool {
+        self.layout.piece(number).is_some_and(|piece| self.have.contains(piece))
+    }
+
+    pub(crate) fn bytes_of(&self, number: u32) -> u32 {
+        self.layout.piece(number).map_or(0, |piece| self.layout.len_of(piece))
+    }
+}
+
+/// One blob this process reads, downloads or serves.
+#[derive(Debug)]
+pub(crate) struct Swarm {
+    pub(crate) digest: Digest,
+    pub(crate) started: Timestamp,
+    /// The local store has not answered yet.
+    pub(crate) opening: bool,
+    /// The metainfo, once known.
+    pub(crate) blob: Option<Blob>,
+    pub(crate) members: BTreeMap<PeerId, Member>,
+    pub(crate) readers: BTreeMap<ReaderId, Reader>,
+    pub(crate) search: Search,
+    /// This process owns the blob and answers with authority.
+    pub(crate) owner: bool,
+    pub(crate) backend_down: bool,
+    pub(crate) in_backend: bool,
+    pub(crate) backend_failures: u32,
+    pub(crate) backend_retry: Timestamp,
+    /// Pieces verified and not yet told.
+    pub(crate) haves: Vec<u32>,
+    pub(crate) provided: bool,
+    /// Since when nobody could be asked for anything that is missing.
+    pub(crate) starved: Option<Timestamp>,
+    /// When the last reader left.
+    pub(crate) unread_since: Option<Timestamp>,
+}
+
+impl Swarm {
+    pub(crate) fn new(digest: Digest, now: Timestamp) -> Self {
+        Self {
+            digest,
+            started: now,
+            opening: true,
+            blob: None,
+            members: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            search: Search::default(),
+            owner: false,
+            backend_down: false,
+            in_backend: false,
+            backend_failures: 0,
+            backend_retry: now,
+            haves: Vec::new(),
+            provided: false,
+            starved: None,
+            unread_since: None,
+        }
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.blob.as_ref().is_some_and(|blob| blob.complete)
+    }
+
+    /// Whether readers wait for anything at all.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.readers.values().any(|reader| !reader.done)
+    }
+
+    /// Whether the missing pieces are to be got: for a reader, for a while after the last one, or because an owner
+    /// was asked.
+    pub(crate) fn wants_payload(&self, now: Timestamp, linger: std::time::Duration) -> bool {
+        if self.is_complete() {
+            return false;
+        }
+        self.readers.values().any(|reader| reader.want != ReaderWant::Metainfo)
+            || self.unread_since.is_some_and(|since| now.saturating_since(since) < linger)
+            || (self.owner || self.in_backend) && self.members.values().any(|member| member.is_leecher())
+    }
+
+    /// Whether only the metainfo is wanted.
+    pub(crate) fn is_probe(&self) -> bool {
+        !self.owner
+            && !self.readers.is_empty()
+            && self.readers.values().all(|reader| reader.want == ReaderWant::Metainfo)
+    }
+
+    /// Members that take part on both sides.
+    pub(crate) fn joined(&self) -> usize {
+        self.members.values().filter(|member| member.is_joined()).count()
+    }
+}

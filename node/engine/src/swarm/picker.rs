@@ -1,0 +1,177 @@
+//! The pieces nobody has been asked for yet, rarest first.
+
+use crate::random::Random;
+
+/// A piece that is not wanted has this position.
+const NOWHERE: u32 = u32::MAX;
+
+/// Wanted pieces in buckets by how many partial peers have them. Peers with the whole blob count for every piece
+/// alike and so are left out. Every operation but [`Self::pick`] takes constant time.
+#[derive(Debug)]
+pub(crate) struct Picker {
+    availability: Vec<u16>,
+    position: Vec<u32>,
+    /// Shuffled by the engine's seed, so that engines that know the same ask for different pieces.
+    buckets: Vec<Vec<u32>>,
+    wanted: usize,
+}
+
+impl Picker {
+    /// Pieces `wanted` of a blob of `count`, none available anywhere yet.
+    pub(crate) fn new(count: u32, mut wanted: Vec<u32>, random: &mut Random) -> Self {
+        random.shuffle(&mut wanted);
+        let mut position = vec![NOWHERE; count as usize];
+        for (piece, place) in wanted.iter().zip(0u32..) {
+            if let Some(slot) = position.get_mut(*piece as usize) {
+                *slot = place;
+            }
+        }
+        Self { availability: vec![0; count as usize], position, wanted: wanted.len(), buckets: vec![wanted] }
+    }
+
+    /// Number of wanted pieces.
+    pub(crate) fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    pub(crate) fn is_wanted(&self, piece: u32) -> bool {
+        self.position.get(piece as usize).is_some_and(|place| *place != NOWHERE)
+    }
+
+    /// How many partial peers have `piece`.
+    pub(crate) fn availability(&self, piece: u32) -> u16 {
+        self.availability.get(piece as usize).copied().unwrap_or(0)
+    }
+
+    /// Makes `piece` wanted, at a random place among those as rare.
+    pub(crate) fn want(&mut self, piece: u32, random: &mut Random) {
+        if piece as usize >= self.position.len() || self.is_wanted(piece) {
+            return;
+        }
+        self.wanted = self.wanted.saturating_add(1);
+        self.put(piece, Some(random));
+    }
+
+    /// Makes `piece` not wanted: it was requested, or is there.
+    pub(crate) fn unwant(&mut self, piece: u32) {
+        if self.is_wanted(piece) {
+            self.take(piece);
+            self.wanted = self.wanted.saturating_sub(1);
+        }
+    }
+
+    /// One more partial peer has `piece`.
+    pub(crate) fn gained(&mut self, piece: u32) {
+        self.shift(piece, self.availability(piece).saturating_add(1));
+    }
+
+    /// One partial peer that had `piece` is gone.
+    pub(crate) fn lost(&mut self, piece: u32) {
+        self.shift(piece, self.availability(piece).saturating_sub(1));
+    }
+
+    /// The rarest wanted piece that `allowed` lets pass.
+    pub(crate) fn pick(&self, mut allowed: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.buckets.iter().flatten().copied().find(|piece| allowed(*piece))
+    }
+
+    fn shift(&mut self, piece: u32, availability: u16) {
+        let wanted = self.is_wanted(piece);
+        if wanted {
+            self.take(piece);
+        }
+        if let Some(slot) = self.availability.get_mut(piece as usize) {
+            *slot = availability;
+        }
+        if wanted {
+            self.put(piece, None);
+        }
+    }
+
+    fn put(&mut self, piece: u32, random: Option<&mut Random>) {
+        let bucket = usize::from(self.availability(piece));
+        if bucket >= self.buckets.len() {
+            self.buckets.resize_with(bucket.saturating_add(1), Vec::new);
+        }
+        let Some(bucket) = self.buckets.get_mut(bucket) else { return };
+        let last = bucket.len();
+        bucket.push(piece);
+        let place = random.map_or(last, |random| random.below(last.saturating_add(1)));
+        bucket.swap(place, last);
+        for moved in [place, last] {
+            Self::note(&mut self.position, bucket, moved);
+        }
+    }
+
+    fn take(&mut self, piece: u32) {
+        let bucket = usize::from(self.availability(piece));
+        let Some(slot) = self.position.get_mut(piece as usize) else { return };
+        let place = *slot as usize;
+        *slot = NOWHERE;
+        let Some(bucket) = self.buckets.get_mut(bucket) else { return };
+        if place < bucket.len() {
+            bucket.swap_remove(place);
+            Self::note(&mut self.position, bucket, place);
+        }
+    }
+
+    /// Writes down where the piece at `place` is.
+    #[expect(clippy::cast_possible_truncation, reason = "a bucket has at most 2^22 pieces (BLOB_BYTES_MAX)")]
+    fn note(position: &mut [u32], bucket: &[u32], place: usize) {
+        if let Some(slot) = bucket.get(place).and_then(|piece| position.get_mut(*piece as usize)) {
+            *slot = place as u32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        /// Against the naive model: availability counts and a set of wanted pieces.
+        #[test]
+        fn picks_the_rarest(ops in prop::collection::vec((0u8..4, 0u32..40), 0..300), seed: u64) {
+            let mut random = Random::new(seed);
+            let mut picker = Picker::new(40, (0..40).collect(), &mut random);
+            let mut wanted: BTreeSet<u32> = (0..40).collect();
+            let mut counts = [0u16; 40];
+            for (op, piece) in ops {
+                match op {
+                    0 => { picker.want(piece, &mut random); wanted.insert(piece); }
+                    1 => { picker.unwant(piece); wanted.remove(&piece); }
+                    2 => { picker.gained(piece); counts[piece as usize] += 1; }
+                    _ => {
+                        picker.lost(piece);
+                        counts[piece as usize] = counts[piece as usize].saturating_sub(1);
+                    }
+                }
+                prop_assert_eq!(picker.wanted(), wanted.len());
+                let odd = picker.pick(|piece| piece % 2 == 1);
+                let rarest = wanted.iter().filter(|p| *p % 2 == 1).map(|p| counts[*p as usize]).min();
+                prop_assert_eq!(odd.map(|p| counts[p as usize]), rarest);
+                for piece in 0..40 {
+                    prop_assert_eq!(picker.is_wanted(piece), wanted.contains(&piece));
+                    prop_assert_eq!(picker.availability(piece), counts[piece as usize]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_give_different_orders() {
+        let order = |seed| {
+            let mut picker = Picker::new(100, (0..100).collect(), &mut Random::new(seed));
+            std::iter::from_fn(|| {
+                let piece = picker.pick(|_| true)?;
+                picker.unwant(piece);
+                Some(piece)
+            })
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(order(1), order(1));
+        assert_ne!(order(1), order(2));
+    }
+}

@@ -1,0 +1,81 @@
+//! Who of a zone fetches which piece across the link.
+
+use shoal_types::{Digest, PeerId};
+
+/// The zone's members of one swarm, and this process's rank among them for each piece.
+///
+/// The ranking is rendezvous hashing with a mixing function in place of a cryptographic hash: it is computed for
+/// every piece and member whenever one comes or goes, and nobody gains by bending it.
+#[derive(Debug, Default)]
+pub(crate) struct ZoneRanks {
+    members: Vec<PeerId>,
+    ranks: Vec<u8>,
+}
+
+impl ZoneRanks {
+    /// Computes the ranks anew when `members` (others of the zone that still lack pieces) differ from before.
+    pub(crate) fn update(&mut self, digest: &Digest, local: &PeerId, members: Vec<PeerId>, pieces: u32) {
+        if self.members == members && self.ranks.len() == pieces as usize {
+            return;
+        }
+        let key = word(digest.as_bytes());
+        let own = mix(word(local.public_key()) ^ key);
+        let others: Vec<u64> = members.iter().map(|peer| mix(word(peer.public_key()) ^ key)).collect();
+        self.ranks = (0..pieces)
+            .map(|piece| {
+                let score = |seed: u64| mix(seed ^ u64::from(piece).rotate_left(32));
+                let mine = score(own);
+                let above = others.iter().filter(|other| score(**other) > mine).count();
+                u8::try_from(above).unwrap_or(u8::MAX)
+            })
+            .collect();
+        self.members = members;
+    }
+
+    /// How many of the zone come before this process for `piece`; zero makes it the importer.
+    pub(crate) fn rank(&self, piece: u32) -> u8 {
+        self.ranks.get(piece as usize).copied().unwrap_or(0)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.first_chunk::<8>().map_or(0, |head| u64::from_le_bytes(*head))
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_piece_has_one_importer_and_loads_are_even() {
+        let peers: Vec<PeerId> = (0..8u8).map(|n| PeerId::from_public_key([n + 1; 32])).collect();
+        let digest = Digest::sha256(b"x");
+        let ranks: Vec<ZoneRanks> = peers
+            .iter()
+            .map(|local| {
+                let others = peers.iter().filter(|peer| *peer != local).copied().collect();
+                let mut ranks = ZoneRanks::default();
+                ranks.update(&digest, local, others, 4000);
+                ranks
+            })
+            .collect();
+        for piece in 0..4000 {
+            let mut all: Vec<u8> = ranks.iter().map(|own| own.rank(piece)).collect();
+            all.sort_unstable();
+            assert_eq!(all, [0, 1, 2, 3, 4, 5, 6, 7]);
+        }
+        for own in &ranks {
+            let load = (0..4000).filter(|piece| own.rank(*piece) == 0).count();
+            // 500 expected, standard deviation 21.
+            assert!((395..605).contains(&load), "{load}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Deadlines by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_types::{Digest, PeerId, Timestamp};
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// Tell the haves gathered.
+    Haves(Digest),
+    /// Look at a search's progress.
+    Search(Digest),
+    /// Something that kept a swarm from requesting may be over.
+    Fill(Digest),
+    /// A swarm may have outlived its use.
+    Linger(Digest),
+    /// A peer may have stalled.
+    Stall(PeerId),
+    /// A connection may have outlived its use.
+    Idle(PeerId),
+    /// Budget or a stuck slot may allow the next upload.
+    Uploads,
+}
+
+/// At most one deadline a [`Timer`].
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    by_time: BTreeSet<(Timestamp, Timer)>,
+    by_name: BTreeMap<Timer, Timestamp>,
+}
+
+impl Timers {
+    /// Sets or moves a deadline.
+    pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
+        self.cancel(timer);
+        self.by_name.insert(timer, at);
+        self.by_time.insert((at, timer));
+    }
+
+    /// Sets a deadline unless an earlier one stands.
+    pub(crate) fn set_earlier(&mut self, timer: Timer, at: Timestamp) {
+        if self.by_name.get(&timer).is_none_or(|standing| at < *standing) {
+            self.set(timer, at);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, timer: Timer) {
+        if let Some(at) = self.by_name.remove(&timer) {
+            self.by_time.remove(&(at, timer));
+        }
+    }
+
+    pub(crate) fn is_set(&self, timer: Timer) -> bool {
+        self.by_name.contains_key(&timer)
+    }
+
+    pub(crate) fn next(&self) -> Option<Timestamp> {
+        self.by_time.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out what is due at `now`.
+    pub(crate) fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
+        let mut due = Vec::new();
+        while let Some((at, timer)) = self.by_time.first().copied() {
+            if at > now {
+                break;
+            }
+            self.by_time.remove(&(at, timer));
+            self.by_name.remove(&timer);
+            due.push(timer);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn one_deadline_a_name() {
+        let at = |ms| Timestamp::from_start(Duration::from_millis(ms));
+        let mut timers = Timers::default();
+        timers.set(Timer::Uploads, at(5));
+        timers.set_earlier(Timer::Uploads, at(9));
+        assert_eq!(timers.next(), Some(at(5)));
+        timers.set(Timer::Uploads, at(9));
+        assert!(timers.take_due(at(8)).is_empty());
+        assert_eq!(timers.take_due(at(9)), vec![Timer::Uploads]);
+        assert_eq!(timers.next(), None);
+    }
+}

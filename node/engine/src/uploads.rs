@@ -1,0 +1,226 @@
+//! Whom to serve next.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
+
+use crate::config::EngineConfig;
+use crate::message::Channel;
+
+/// A peer about to become a seeder is served as if it had got this many bytes less: it will soon serve others.
+const NEARLY_DONE_BONUS_BYTES: u64 = 4 << 20;
+/// One grant in this many goes by need alone, whatever the zone, so that other zones are never starved.
+const FOREIGN_TURN: u32 = 4;
+/// Sends that hang may hold at most this many times the slots.
+const HUNG_FACTOR: usize = 4;
+
+/// A piece a peer waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Job {
+    pub(crate) digest: Digest,
+    pub(crate) piece: PieceIndex,
+    pub(crate) to: Channel,
+    pub(crate) bytes: u32,
+    pub(crate) nearly_done: bool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    same_zone: bool,
+    waiting: VecDeque<Job>,
+    active: BTreeMap<(Digest, PieceIndex), (Timestamp, u32)>,
+    served_bytes: u64,
+}
+
+/// All uploads of the process.
+#[derive(Debug, Default)]
+pub(crate) struct Uploads {
+    queues: BTreeMap<PeerId, Queue>,
+    waiting: usize,
+    turn: u32,
+}
+
+impl Uploads {
+    /// Queues a job; `false` when there is no room. A piece that waits already is not queued twice.
+    pub(crate) fn push(&mut self, config: &EngineConfig, peer: PeerId, same_zone: bool, job: Job) -> bool {
+        // A newcomer starts level with whoever was served least: no debt to it, none of its own.
+        let level = self.queues.values().map(|queue| queue.served_bytes).min().unwrap_or(0);
+        let queue = self.queues.entry(peer).or_insert_with(|| Queue {
+            same_zone,
+            served_bytes: level,
+            ..Queue::default()
+        });
+        let same = |other: &Job| other.digest == job.digest && other.piece == job.piece;
+        if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.digest, job.piece)) {
+            return true;
+        }
+        if queue.waiting.len() >= config.upload_queue_per_peer_max || self.waiting >= config.upload_queue_max
+        {
+            return false;
+        }
+        queue.waiting.push_back(job);
+        self.waiting = self.waiting.saturating_add(1);
+        true
+    }
+
+    /// The next job to begin, if a slot is free, and to whom.
+    pub(crate) fn next(
+        &mut self,
+        config: &EngineConfig,
+        now: Timestamp,
+        mut allowed: impl FnMut(bool) -> bool,
+    ) -> Option<(PeerId, Job)> {
+        if self.waiting == 0 || !self.has_slot(config, now) {
+            return None;
+        }
+        let by_need = self.turn % FOREIGN_TURN == FOREIGN_TURN.saturating_sub(1);
+        let peer = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.active.len() < config.upload_slots_per_peer)
+            .filter_map(|(peer, queue)| Some((peer, queue, queue.waiting.front()?)))
+            .filter(|(_, queue, _)| allowed(queue.same_zone))
+            .min_by_key(|(peer, queue, job)| {
+                let bonus = if job.nearly_done { NEARLY_DONE_BONUS_BYTES } else { 0 };
+                let foreign = !queue.same_zone && !by_need;
+                (foreign, queue.served_bytes.saturating_sub(bonus), queue.active.len(), **peer)
+            })
+            .map(|(peer, ..)| *peer)?;
+        let queue = self.queues.get_mut(&peer)?;
+        let job = queue.waiting.pop_front()?;
+        queue.active.insert((job.digest, job.piece), (now, job.bytes));
+        queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
+        self.waiting = self.waiting.saturating_sub(1);
+        self.turn = self.turn.wrapping_add(1);
+        Some((peer, job))
+    }
+
+    /// A send ended. Returns the piece's length when it was one of ours.
+    pub(crate) fn sent(&mut self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> Option<u32> {
+        let (_, bytes) = self.queues.get_mut(peer)?.active.remove(&(digest, piece))?;
+        Some(bytes)
+    }
+
+    /// Takes a piece back. `true` when it is being sent already, so that the driver has to be told.
+    pub(crate) fn cancel(&mut self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> bool {
+        let Some(queue) = self.queues.get_mut(peer) else { return false };
+        let before = queue.waiting.len();
+        queue.waiting.retain(|job| job.digest != digest || job.piece != piece);
+        self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
+        queue.active.contains_key(&(digest, piece))
+    }
+
+    /// Forgets what waits of one blob for one peer.
+    pub(crate) fn leave(&mut self, peer: &PeerId, digest: Digest) {
+        let Some(queue) = self.queues.get_mut(peer) else { return };
+        let before = queue.waiting.len();
+        queue.waiting.retain(|job| job.digest != digest);
+        self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
+    }
+
+    /// Forgets a peer that is gone.
+    pub(crate) fn remove(&mut self, peer: &PeerId) {
+        if let Some(queue) = self.queues.remove(peer) {
+            self.waiting = self.waiting.saturating_sub(queue.waiting.len());
+        }
+    }
+
+    /// Whether `piece` is being sent to `peer` or waits for it.
+    pub(crate) fn is_sending(&self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> bool {
+        self.queues.get(peer).is_some_and(|queue| {
+            queue.active.contains_key(&(digest, piece))
+                || queue.waiting.iter().any(|job| job.digest == digest && job.piece == piece)
+        })
+    }
+
+    /// Jobs waiting and being sent, all peers together.
+    #[cfg(test)]
+    pub(crate) fn load(&self) -> (usize, usize) {
+        (self.waiting, self.queues.values().map(|queue| queue.active.len()).sum())
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// Sends that hang (their receiver stopped reading) stop counting, so that they cannot keep others out.
+    fn has_slot(&self, config: &EngineConfig, now: Timestamp) -> bool {
+        let active = || self.queues.values().flat_map(|queue| queue.active.values());
+        let fresh =
+            active().filter(|(since, _)| now.saturating_since(*since) < config.upload_slot_hold).count();
+        fresh < config.upload_slots && active().count() < config.upload_slots.saturating_mul(HUNG_FACTOR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_types::PieceLayout;
+    use std::time::Duration;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_public_key([n; 32])
+    }
+
+    fn job(number: u32) -> Job {
+        let layout = PieceLayout::for_size(100 << 20).unwrap();
+        Job {
+            digest: Digest::sha256(b"x"),
+            piece: layout.piece(number).unwrap(),
+            to: 0,
+            bytes: 1000,
+            nearly_done: false,
+        }
+    }
+
+    #[test]
+    fn shares_are_equal_and_queues_bounded() {
+        let config =
+            EngineConfig { upload_slots: 1, upload_queue_per_peer_max: 30, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        for n in 0..3 {
+            for number in 0..30 {
+                assert!(uploads.push(&config, peer(n), true, job(number)));
+            }
+            assert!(!uploads.push(&config, peer(n), true, job(31)), "over the limit");
+            assert!(uploads.push(&config, peer(n), true, job(5)), "twice the same is once");
+        }
+        let mut served = BTreeMap::new();
+        for _ in 0..30 {
+            let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
+            assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_none(), "one slot");
+            uploads.sent(&to, job.digest, job.piece).unwrap();
+            *served.entry(to).or_insert(0) += 1;
+        }
+        assert_eq!(served.values().copied().collect::<Vec<_>>(), [10, 10, 10]);
+    }
+
+    #[test]
+    fn own_zone_comes_first_and_others_are_not_starved() {
+        let config = EngineConfig { upload_slots: 1, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        for number in 0..40 {
+            uploads.push(&config, peer(1), true, job(number));
+            uploads.push(&config, peer(2), false, job(number));
+        }
+        let mut foreign = 0;
+        for _ in 0..40 {
+            let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
+            uploads.sent(&to, job.digest, job.piece).unwrap();
+            foreign += usize::from(to == peer(2));
+        }
+        assert_eq!(foreign, 10);
+    }
+
+    #[test]
+    fn hung_sends_give_their_slots_up() {
+        let config = EngineConfig { upload_slots: 1, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        uploads.push(&config, peer(1), true, job(0));
+        uploads.push(&config, peer(2), true, job(1));
+        assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_some());
+        assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_none());
+        let later = Timestamp::ZERO + config.upload_slot_hold + Duration::from_millis(1);
+        assert!(uploads.next(&config, later, |_| true).is_some());
+    }
+}
