@@ -1,3 +1,27 @@
 //! The OCI distribution API (v1.1) over the mesh.
+//!
+//! [`serve`] runs the API on a listener; [`port::Mesh`] is what stands behind it. Requests go through
+//! `server` (connections, limits) → `service` (admission, metrics, access) → `routes` (one module for each kind of
+//! resource). Bodies stream both ways and are never recoded.
 
+pub mod access;
+mod body;
+mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod manifest;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+mod metrics;
 pub mod port;
+mod range;
+mod route;
+mod routes;
+mod server;
+mod service;
+mod socket;
+
+pub use config::GatewayConfig;
+pub use metrics::GatewayMetrics;
+pub use server::{Gateway, serve};

@@ -1,0 +1,142 @@
+//! The accept loop: connections, their limits and their end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::{AccessController, AllowAll};
+use crate::config::GatewayConfig;
+use crate::metrics::GatewayMetrics;
+use crate::port::Mesh;
+use crate::service;
+use crate::socket::{PatientStream, refuse_tls, speaks_tls};
+
+/// Most bytes of a request head, and of a connection's read buffer.
+const HEAD_BYTES_MAX: usize = 128 << 10;
+/// Most header lines of a request; docker sends about a dozen.
+const HEADERS_MAX: usize = 100;
+/// Pause after a failed `accept` (usually: no file descriptors left), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What serves requests: a mesh, limits, counters, and who may do what.
+pub struct Gateway {
+    pub(crate) mesh: Arc<dyn Mesh>,
+    pub(crate) config: GatewayConfig,
+    pub(crate) metrics: GatewayMetrics,
+    pub(crate) access: Arc<dyn AccessController>,
+    pub(crate) requests: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// A gateway to `mesh` that lets everybody do everything.
+    pub fn new(mesh: Arc<dyn Mesh>, config: GatewayConfig, metrics: GatewayMetrics) -> Self {
+        let requests = Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS)));
+        Self { mesh, config, metrics, access: Arc::new(AllowAll), requests }
+    }
+
+    /// The same with another say in who may do what.
+    #[must_use]
+    pub fn with_access(self, access: Arc<dyn AccessController>) -> Self {
+        Self { access, ..self }
+    }
+}
+
+/// Serves the API in plain HTTP on `listener` until `shutdown` is cancelled; then accepts no more, lets responses under
+/// way end for up to [`GatewayConfig::drain_timeout`], and returns.
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, shutdown: CancellationToken) {
+    let connections_max = gateway.config.connections_max.min(Semaphore::MAX_PERMITS);
+    let places = Arc::new(Semaphore::new(connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let (gateway, shutdown) = (gateway.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    gateway.metrics.connections.inc();
+                    connection(stream, &gateway, shutdown).await;
+                    gateway.metrics.connections.dec();
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                gateway.metrics.rejected("accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(gateway.config.drain_timeout, drained).await.is_err() {
+        tracing::warn!(connections = connections.len(), "responses cut off at shutdown");
+        connections.shutdown().await;
+    }
+}
+
+/// A connection and its place, once there is one.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
+}
+
+async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: CancellationToken) {
+    // Answers are written whole; waiting for more to send only delays them.
+    let _ = stream.set_nodelay(true);
+    let hello = tokio::select! {
+        () = shutdown.cancelled() => return,
+        hello = speaks_tls(&stream, gateway.config.header_timeout) => hello,
+    };
+    match hello {
+        Ok(true) => {
+            gateway.metrics.rejected("tls_on_plain_port");
+            refuse_tls(stream).await;
+        }
+        Ok(false) => http(stream, gateway, shutdown).await,
+        Err(error) => tracing::debug!(%error, "connection without a request"),
+    }
+}
+
+async fn http(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: CancellationToken) {
+    let service = service_fn(|request| service::handle(gateway.clone(), request));
+    let io = TokioIo::new(PatientStream::new(stream, gateway.config.write_timeout));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(gateway.config.header_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(io, service);
+    tokio::pin!(connection);
+    let mut draining = false;
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            () = shutdown.cancelled(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        if error.is_parse() || error.is_timeout() {
+            gateway.metrics.rejected(if error.is_parse() { "garbage" } else { "timeout" });
+        }
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,175 @@
+//! A request's way through the layers: admission, access, route, metrics.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use http::header::{CONTENT_LENGTH, HeaderName};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
+
+use crate::access::Access;
+use crate::body::{BodyLimits, Payload, ResponseBody, drain, request_stream};
+use crate::error::{ApiError, value};
+use crate::route::{Query, ROUTE_NONE, Target, parse};
+use crate::routes;
+use crate::server::Gateway;
+
+/// "Determining Support": `docker manifest` fails without it.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request whose path is understood.
+pub(crate) struct Call {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) method: Method,
+    pub(crate) head: Parts,
+    pub(crate) query: Query,
+    pub(crate) body: Option<Incoming>,
+    pub(crate) request_id: u64,
+}
+
+impl Call {
+    /// A header's value when it is there and is text.
+    pub(crate) fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
+    /// The announced length of the body.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.header(&CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// Reads what is left of a refused body. A client that waits for `100 Continue` has sent none and must not be
+    /// told to.
+    async fn drain(&mut self) {
+        if self.head.headers.contains_key(http::header::EXPECT) {
+            return;
+        }
+        if let Some(body) = self.body.take() {
+            let silence_max = self.gateway.config.body_timeout;
+            let limits = BodyLimits { bytes_max: None, exact: None, silence_max };
+            let (stream, _) = request_stream(body, limits, self.gateway.metrics.bytes_in.clone());
+            drain(stream).await;
+        }
+    }
+}
+
+/// Answers one request.
+pub(crate) async fn handle(
+    gateway: Arc<Gateway>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    static REQUESTS: AtomicU64 = AtomicU64::new(1);
+    let request_id = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    let started = Instant::now();
+    let in_flight = gateway.metrics.begin();
+    let (head, body) = request.into_parts();
+    let method = head.method.clone();
+    let span = tracing::info_span!("request", id = request_id, method = %method, path = head.uri.path());
+    let target = parse(head.uri.path());
+    let route = target.as_ref().map_or(ROUTE_NONE, Target::route);
+    let query = Query::parse(head.uri.query());
+    let mut call =
+        Call { gateway: gateway.clone(), method: method.clone(), head, query, body: Some(body), request_id };
+
+    let (answer, admission) = match target {
+        Ok(target) => dispatch(&mut call, target).instrument(span.clone()).await,
+        Err(error) => (Err(error), None),
+    };
+    let mut response = match answer {
+        Ok(response) => response,
+        Err(error) => {
+            call.drain().await;
+            error.into_response()
+        }
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response.headers_mut().insert(REQUEST_ID, value(&format!("{request_id:016x}")));
+    let status = response.status();
+    gateway.metrics.answered(route, method_label(&method), status.as_u16());
+    span.in_scope(|| tracing::debug!(status = status.as_u16(), waited = ?started.elapsed(), "answered"));
+    if method == Method::HEAD {
+        strip_body(&mut response);
+    }
+    Ok(response.map(|payload| ResponseBody::new(payload, started, route, in_flight, admission)))
+}
+
+type Admitted = (Result<Response<Payload>, ApiError>, Option<OwnedSemaphorePermit>);
+
+/// Admits a request and carries it out. The permit lasts as long as the response's body.
+async fn dispatch(call: &mut Call, target: Target) -> Admitted {
+    let gateway = call.gateway.clone();
+    let admission = match &target {
+        // Cheap, and the first thing that clients and health checks ask.
+        Target::Base => None,
+        _ => match gateway.requests.clone().try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) => {
+                gateway.metrics.rejected("overload");
+                return (Err(ApiError::overloaded(gateway.config.retry_after)), None);
+            }
+        },
+    };
+    if let Err(error) = gateway.access.check(&call.head.headers, &wanted(call, &target)).await {
+        gateway.metrics.rejected("access");
+        return (Err(error.into()), admission);
+    }
+    (routes::run(call, target).await, admission)
+}
+
+/// What a request needs to be allowed to do.
+fn wanted(call: &Call, target: &Target) -> Vec<Access> {
+    let reads = call.method == Method::GET || call.method == Method::HEAD;
+    match target {
+        Target::Base => vec![Access::Ping],
+        Target::Catalog => vec![Access::Catalog],
+        Target::Uploads(repository) => {
+            // A mount reads from the other repository as well.
+            let from = call.query.get("from").and_then(|from| from.parse().ok()).map(Access::Pull);
+            std::iter::once(Access::Push(repository.clone())).chain(from).collect()
+        }
+        Target::Upload(repository, _) => vec![Access::Push(repository.clone())],
+        Target::Tags(repository) | Target::Referrers(repository, _) => vec![Access::Pull(repository.clone())],
+        Target::Blob(repository, _) | Target::Manifest(repository, _) => {
+            vec![if reads {
+                Access::Pull(repository.clone())
+            } else if call.method == Method::DELETE {
+                Access::Delete(repository.clone())
+            } else {
+                Access::Push(repository.clone())
+            }]
+        }
+    }
+}
+
+/// The answer to HEAD: the headers of GET, its length among them, and no body.
+fn strip_body(response: &mut Response<Payload>) {
+    let length = match response.body() {
+        Payload::Full(bytes) => bytes.len() as u64,
+        Payload::Stream { length, .. } => *length,
+        Payload::Empty => 0,
+    };
+    *response.body_mut() = Payload::Empty;
+    let stateless = [StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT].contains(&response.status());
+    if !stateless && !response.headers().contains_key(CONTENT_LENGTH) {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// Methods as metrics name them; clients can invent others without bound.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
