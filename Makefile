@@ -1,0 +1,44 @@
+# Everything a newcomer needs: `make demo` to see it work, `make check` while working, `make test` before pushing.
+
+PATH := $(PATH):$(HOME)/.cargo/bin
+export PATH
+
+# The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
+PURE := -p shoal-types -p shoal-engine -p shoal-simulations
+
+.PHONY: help check lint build test test-large demo
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+check: ## format, lints and tests of the crates without I/O: about a minute
+	cargo fmt --check
+	cargo clippy --locked $(PURE) --all-targets -- -D warnings
+	cargo test --locked $(PURE)
+
+lint: ## lints of everything, a build of its own; licences and advisories where cargo-deny is installed
+	cargo fmt --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: deny.toml not checked"; fi
+
+build: ## the program
+	scripts/setup.sh build
+	cargo build --locked -p shoal
+
+# The end-to-end tests start the program that is built first, and refuse one that is older than its sources.
+test: ## everything, the same that CI runs; needs root for the container engines
+	scripts/setup.sh
+	cargo fmt --check
+	cargo clippy --locked $(PURE) --all-targets -- -D warnings
+	cargo build --locked -p shoal
+	cargo test --locked --workspace
+
+test-large: ## the image of 1 GiB
+	scripts/setup.sh
+	cargo build --locked -p shoal
+	cargo test --locked -p shoal-tests --test e2e -- --ignored large_
+
+demo: ## a mesh of processes on this machine, a push and two pulls, and who gave what
+	scripts/setup.sh demo
+	cargo build --locked -p shoal
+	scripts/demo.sh

@@ -1,0 +1,126 @@
+//! containerd, by `ctr`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use tokio::process::Command;
+
+use super::{Engine, START_TIMEOUT};
+use crate::system;
+use crate::wait::wait_until;
+
+/// A containerd of the test's own.
+#[derive(Debug)]
+pub struct Containerd {
+    engine: Engine,
+    dir: PathBuf,
+}
+
+impl Containerd {
+    /// Starts one below `dir`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let at = dir.display();
+        // Isolated: with content shared between namespaces every pull after the first would ask for nothing.
+        let config = format!(
+            r#"version = 2
+root = "{at}/root"
+state = "{at}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "{at}/containerd.sock"
+[ttrpc]
+address = "{at}/containerd.sock.ttrpc"
+[plugins."io.containerd.metadata.v1.bolt"]
+content_sharing_policy = "isolated"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{at}/opt"
+"#
+        );
+        let config_file = dir.join("config.toml");
+        std::fs::write(&config_file, config)?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&config_file);
+        let engine = Engine::spawn("containerd", &mut command, dir)?;
+        let mut containerd = Self { engine, dir: dir.to_owned() };
+        wait_until("containerd answers", START_TIMEOUT, async || {
+            system::run(containerd.command("ready").arg("version")).await.map(Some)
+        })
+        .await
+        .or_else(|error| containerd.engine.check().and(Err(error)))?;
+        Ok(containerd)
+    }
+
+    /// Where clients reach it.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("containerd.sock")
+    }
+
+    /// Writes a `hosts.toml` that sends what is asked of `registry` to a gateway.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn send_to(&self, registry: &str, gateway: SocketAddr) -> Result<()> {
+        let dir = self.dir.join("hosts").join(registry);
+        std::fs::create_dir_all(&dir)?;
+        let hosts = format!(
+            "server = \"http://{gateway}\"\n[host.\"http://{gateway}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n"
+        );
+        std::fs::write(dir.join("hosts.toml"), hosts)?;
+        Ok(())
+    }
+
+    /// Loads an archive that names `reference` and pushes it there.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub async fn push(&self, namespace: &str, archive: &Path, reference: &str) -> Result<()> {
+        system::run(self.command(namespace).args(["images", "import"]).arg(archive)).await?;
+        let hosts = self.dir.join("hosts");
+        system::run(
+            self.command(namespace).args(["images", "push", "--hosts-dir"]).arg(hosts).arg(reference),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Pulls and unpacks an image.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub async fn pull(&self, namespace: &str, reference: &str) -> Result<()> {
+        let hosts = self.dir.join("hosts");
+        system::run(
+            self.command(namespace).args(["images", "pull", "--hosts-dir"]).arg(hosts).arg(reference),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Runs a pulled image; gives what it prints.
+    ///
+    /// # Errors
+    /// When `ctr` or the container fails.
+    pub async fn run(&self, namespace: &str, reference: &str, id: &str) -> Result<String> {
+        system::run(self.command(namespace).args(["run", "--rm", reference, id])).await
+    }
+
+    fn command(&self, namespace: &str) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(["--namespace", namespace]);
+        command
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop(self) -> Result<()> {
+        self.engine.stop().await?;
+        system::unmount_below(&self.dir).await
+    }
+}

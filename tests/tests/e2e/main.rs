@@ -1,0 +1,25 @@
+//! End to end: real processes, real clients. The harness is this crate's library.
+
+mod arrows;
+mod bad_input;
+mod chaos;
+mod clients;
+mod config;
+mod corrupt;
+mod disk;
+mod flash;
+mod stream;
+mod survive;
+
+use anyhow::Result;
+use shoal_tests::image::Blob;
+use shoal_tests::{Mesh, image};
+
+const MIB: usize = 1 << 20;
+
+/// A blob of noise, pushed through a gateway.
+async fn pushed_blob(mesh: &Mesh, gateway: &str, seed: u64, bytes: usize) -> Result<Blob> {
+    let blob = Blob::new("application/octet-stream", image::noise(seed, bytes));
+    mesh.registry(gateway, "e2e/blob")?.push_blob(&blob).await?;
+    Ok(blob)
+}
