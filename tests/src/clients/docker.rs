@@ -25,9 +25,14 @@ impl Docker {
     pub async fn start(dir: &Path) -> Result<Self> {
         let containerd = Containerd::start(&dir.join("containerd")).await?;
         std::fs::create_dir_all(dir.join("config"))?;
+        // Not the machine's own.
+        let config = dir.join("daemon.json");
+        std::fs::write(&config, "{}")?;
         let mut command = Command::new("dockerd");
         command
-            .args(["--config-file", "/dev/null", "--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .arg("--config-file")
+            .arg(config)
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
             .arg("--data-root")
             .arg(dir.join("data"))
             .arg("--exec-root")

@@ -71,7 +71,7 @@ impl Skopeo {
         system::run(self.command().args(["inspect", "--tls-verify=false", "--raw", &from])).await
     }
 
-    /// The tags of a repository, in order.
+    /// The tags of a repository, sorted.
     ///
     /// # Errors
     /// When `skopeo` fails.
@@ -80,6 +80,8 @@ impl Skopeo {
         let text = system::run(self.command().args(["list-tags", "--tls-verify=false", &from])).await?;
         let answer: serde_json::Value = serde_json::from_str(&text)?;
         let tags = answer["Tags"].as_array().context("no Tags")?;
-        Ok(tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect())
+        let mut tags: Vec<_> = tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect();
+        tags.sort();
+        Ok(tags)
     }
 }
