@@ -197,6 +197,11 @@ impl Db {
         self.db.write(batch).map_err(StoreError::db("delete a blob's records"))
     }
 
+    #[cfg(test)]
+    pub(crate) fn put_raw_record(&self, digest: &Digest, bytes: &[u8]) {
+        self.db.put_cf(self.family(BLOBS), key(digest), bytes).unwrap();
+    }
+
     /// Makes every write so far durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.db.flush_wal(true).map_err(StoreError::db("sync its log"))
@@ -327,5 +332,27 @@ impl KvTable {
             }
         }
         Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_format_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Db::open(&dir.path().join("db"), dir.path());
+        let db = open().unwrap();
+        drop(db);
+        let db = open().unwrap();
+        db.db.put(FORMAT_KEY, [9]).unwrap();
+        drop(db);
+        for _ in 0..2 {
+            match open() {
+                Err(OpenError::Newer { found, known, .. }) => assert_eq!((found, known), (9, FORMAT)),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

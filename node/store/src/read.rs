@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use shoal_types::{Digest, PieceIndex};
@@ -48,6 +49,14 @@ impl Store {
         }
         self.read(digest, layout.range_of(piece), &mut buffer)?;
         Ok(buffer)
+    }
+
+    /// The file of a committed blob, to hand to a storage backend; `None` when it is not here or not committed. Its
+    /// content never changes; pin the blob for as long as the name is used.
+    pub fn path(&self, digest: &Digest) -> Option<PathBuf> {
+        let slot = self.inner.slot(digest)?;
+        let complete = matches!(*slot.state.lock(), State::Complete);
+        complete.then(|| self.inner.disk.blob_path(digest))
     }
 }
 

@@ -348,12 +348,3 @@ impl Drop for Inner {
         }
     }
 }
-
-#[cfg(test)]
-impl Store {
-    /// The handle is lost without the last flush, as in a crash.
-    pub(crate) fn crash(self) {
-        let slots: Vec<_> = self.inner.index.lock().blobs.drain().collect();
-        drop(slots);
-    }
-}

@@ -7,9 +7,9 @@
 )]
 
 mod faults;
-
+mod model;
 mod operations;
-
+mod repairs;
 mod space;
 mod uploads;
 
@@ -40,8 +40,8 @@ impl Blob {
     }
 
     fn of(algorithm: Algorithm, seed: u8, len: usize) -> Self {
-        let data: Vec<u8> =
-            (0..len).map(|at| (at as u32).wrapping_mul(31).rotate_left(7) as u8 ^ seed).collect();
+        let mix = |at: usize| (at as u64 ^ u64::from(seed) << 56).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        let data: Vec<u8> = (0..len).map(|at| mix(at) as u8).collect();
         let metainfo = Arc::new(Metainfo::of_bytes(algorithm, &data).unwrap());
         Self { data, metainfo }
     }

@@ -52,8 +52,10 @@ fn pieces_in_any_order_make_a_blob() {
     assert!(!store.lookup(&digest).unwrap().unwrap().complete);
     store.check_digest(&digest).unwrap();
     assert!(store.lookup(&digest).unwrap().unwrap().complete);
+    assert_eq!(store.path(&digest), None);
     store.commit(&digest).unwrap();
     store.commit(&digest).unwrap();
+    assert!(std::fs::read(store.path(&digest).unwrap()).unwrap() == blob.data);
     blob.assert_readable(&store);
     assert_eq!(store.read_piece(&digest, blob.piece(9)).unwrap(), blob.bytes_of(9));
     assert_eq!(file_count(&dir.path().join("partial")), 0);
