@@ -1,5 +1,5 @@
 //! A gateway to test, and raw sockets to test it with.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
