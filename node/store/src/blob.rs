@@ -150,8 +150,8 @@ impl Store {
         for (piece, bytes) in pieces() {
             self.write_piece(&digest, piece, bytes)?;
         }
-        self.check_digest(&digest)?;
-        self.commit(&digest)?;
+        let finished = self.check_digest(&digest).and_then(|()| self.commit(&digest));
+        finished.map_err(|error| PutError::of_finish(digest, error))?;
         // A blob that was complete already may have been called anchored until now.
         Ok(self.inner.db.sync()?)
     }

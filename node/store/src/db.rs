@@ -61,6 +61,9 @@ impl Table {
     }
 }
 
+/// A key and its value.
+pub type KvRow = (Vec<u8>, Vec<u8>);
+
 /// A change to a [`KvTable`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvOp {
@@ -314,7 +317,7 @@ impl KvTable {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Vec<KvRow>, StoreError> {
         let start = after.filter(|after| *after >= prefix).unwrap_or(prefix);
         let mut read = ReadOptions::default();
         read.set_iterate_lower_bound(start);

@@ -210,10 +210,8 @@ pub enum FinishError {
     },
     /// All pieces are as the metainfo says and the whole is not what the digest says: the metainfo was wrong. The
     /// blob has been thrown away.
-    #[error("the pieces of {wanted} make {got}: thrown away")]
+    #[error("the pieces are as the metainfo says and make {got}: thrown away")]
     DigestMismatch {
-        /// The blob's digest.
-        wanted: Digest,
         /// The content's digest.
         got: Digest,
     },
@@ -266,13 +264,14 @@ impl From<WriteError> for PutError {
     }
 }
 
-impl From<FinishError> for PutError {
-    fn from(error: FinishError) -> Self {
+impl PutError {
+    /// Why the blob `digest`, all of whose pieces were just written, could not be finished.
+    pub(crate) fn of_finish(digest: Digest, error: FinishError) -> Self {
         match error {
-            FinishError::Absent(digest)
-            | FinishError::Incomplete { digest, .. }
-            | FinishError::Unchecked(digest) => Self::Conflict(digest),
-            FinishError::DigestMismatch { wanted, .. } => Self::Mismatch(wanted),
+            FinishError::Absent(_) | FinishError::Incomplete { .. } | FinishError::Unchecked(_) => {
+                Self::Conflict(digest)
+            }
+            FinishError::DigestMismatch { .. } => Self::Mismatch(digest),
             FinishError::NoSpace(error) => Self::NoSpace(error),
             FinishError::Store(error) => Self::Store(error),
         }
@@ -333,10 +332,8 @@ pub enum UploadFinishError {
     #[error("there is no upload {0}")]
     Unknown(UploadId),
     /// The content is another. The upload has been thrown away.
-    #[error("the content is {got}, not {wanted}")]
+    #[error("the content is {got}, not what it was said to be")]
     DigestMismatch {
-        /// The digest given.
-        wanted: Digest,
         /// The content's digest.
         got: Digest,
     },

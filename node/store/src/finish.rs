@@ -33,7 +33,7 @@ impl Store {
                 self.inner.destroy(&slot, &mut state)?;
                 drop(state);
                 self.inner.notify(*digest, RemovalReason::Corrupt);
-                Err(FinishError::DigestMismatch { wanted: *digest, got })
+                Err(FinishError::DigestMismatch { got })
             }
         }
     }

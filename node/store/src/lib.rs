@@ -38,7 +38,7 @@ mod tests;
 
 pub use blob::{BlobEntry, BlobSummary, Removal};
 pub use config::{ALLOCATION_BYTES, ConfigError, StoreConfig};
-pub use db::{KvOp, KvTable, Table};
+pub use db::{KvOp, KvRow, KvTable, Table};
 pub use error::{
     CreateError, FinishError, NoSpace, OpenError, PutError, ReadError, StoreError, UploadError,
     UploadFinishError, VouchStoreError, WriteError,

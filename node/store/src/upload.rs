@@ -167,7 +167,7 @@ impl Store {
             Ok(metainfo) => Arc::new(metainfo),
             Err(got) => {
                 inner.drop_upload(id, &mut upload)?;
-                return Err(UploadFinishError::DigestMismatch { wanted: *digest, got });
+                return Err(UploadFinishError::DigestMismatch { got });
             }
         };
         file.sync_all().map_err(StoreError::io("fsync", &path))?;

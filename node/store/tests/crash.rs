@@ -3,6 +3,14 @@
 //! The test binary runs itself: the child writes blobs and uploads as fast as it can and prints a line for each thing
 //! the store acknowledged; the parent reads some lines, kills it, opens the store and holds it to its word.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
