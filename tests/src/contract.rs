@@ -22,11 +22,12 @@ pub mod metric {
     pub const DROPPED_WHY: (&str, &str) = ("reason", "corrupt_piece");
     /// Pieces that did not have their hash.
     pub const PIECES_CORRUPT: &str = "shoal_pieces_corrupt_total";
-    /// Connections or requests rejected before they meant anything; by label `plane`: [`REJECTED_PLANES`].
-    pub const REJECTED: &str = "shoal_rejected_total";
-    /// The values of the label `plane` of [`REJECTED`], for the ports of the ready line in this order: control
-    /// (`listen`), data, gateway, ops.
-    pub const REJECTED_PLANES: [&str; 4] = ["control", "data", "gateway", "ops"];
+    /// Figures that the two planes count themselves, told apart by the label `reason`.
+    pub const PLANE: &str = "shoal_plane";
+    /// How the `reason` of a plane's count of strangers and garbage ends, for the control and the data plane.
+    pub const STRANGERS: [(&str, &str); 2] = [("control", "inbound_failed"), ("data", "handshakes_failed")];
+    /// The ports of the ready line, in this order: `listen`, `data`, `gateway`, `ops`.
+    pub const PORTS: [&str; 4] = ["control", "data", "gateway", "ops"];
 }
 
 /// Arguments of `shoal mesh init`.
@@ -99,7 +100,7 @@ impl Ready {
         Ok(Some(Self { peer, listen, data, gateway: optional("gateway")?, ops: optional("ops")? }))
     }
 
-    /// Every port that it listens on, in the order of [`metric::REJECTED_PLANES`].
+    /// Every port that it listens on, in the order of [`metric::PORTS`].
     ///
     /// # Errors
     /// When `listen` is not `/ip4/…/tcp/…`.
@@ -108,7 +109,7 @@ impl Ready {
         let ["", "ip4", ip, "tcp", port, ..] = parts.as_slice() else {
             bail!("listen={} is not /ip4/…/tcp/…", self.listen)
         };
-        let [control, data, gateway, ops] = metric::REJECTED_PLANES;
+        let [control, data, gateway, ops] = metric::PORTS;
         let mut all = vec![(control, format!("{ip}:{port}").parse()?)];
         all.extend((self.data.port() != 0).then_some((data, self.data)));
         all.extend(self.gateway.map(|addr| (gateway, addr)));

@@ -87,6 +87,25 @@ pub async fn unmount_below(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Takes down what a failed test leaves below a directory of its own: kills the processes that run there, and
+/// unmounts what is mounted there.
+pub fn take_down(dir: &Path) {
+    for (pid, line) in processes_mentioning(dir) {
+        if let Err(error) = signal(pid, Signal::KILL) {
+            eprintln!("{line}: {error:#}");
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    let mut below: Vec<_> = points.filter(|point| point.starts_with(dir)).collect();
+    below.sort();
+    for point in below.iter().rev() {
+        if let Err(error) = std::process::Command::new("umount").arg("-l").arg(point).status() {
+            eprintln!("{}: {error}", point.display());
+        }
+    }
+}
+
 /// A small file system in memory, for filling it up; unmounted when dropped.
 #[derive(Debug)]
 pub struct SmallDisk {

@@ -115,7 +115,12 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
         let node = mesh.node(name)?;
         let memory = system::memory_bytes(node.pid()?, "VmRSS")?;
         for (plane, addr) in node.ready().ports()? {
-            let before = node.metrics().await?.sum_where(metric::REJECTED, &[("plane", plane)]);
+            let strangers =
+                metric::STRANGERS.iter().find(|(port, _)| *port == plane).map(|(_, reason)| *reason);
+            let before = match strangers {
+                Some(reason) => node.metrics().await?.sum_suffix(metric::PLANE, "reason", reason),
+                None => 0.0,
+            };
             // Connections that say nothing and stay must not keep the others out.
             let silent = join_all((0..50).map(|_| TcpStream::connect(addr))).await;
             for (what, bytes) in rubbish() {
@@ -124,10 +129,10 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
                 }
             }
             drop(silent);
-            if plane == "control" || plane == "data" {
-                let what = format!("{name} counts rejections on its {plane} port");
+            if let Some(reason) = strangers {
+                let what = format!("{name} counts strangers on its {plane} port");
                 wait_until(&what, PATIENCE, async || {
-                    let now = node.metrics().await?.sum_where(metric::REJECTED, &[("plane", plane)]);
+                    let now = node.metrics().await?.sum_suffix(metric::PLANE, "reason", reason);
                     Ok((now > before).then_some(()))
                 })
                 .await?;

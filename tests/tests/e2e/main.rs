@@ -5,6 +5,7 @@ mod bad_input;
 mod chaos;
 mod clients;
 mod config;
+mod conformance;
 mod corrupt;
 mod disk;
 mod flash;

@@ -6,7 +6,7 @@ mod podman;
 mod skopeo;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use shoal_tests::{Image, ImageBuilder, Mesh, Registry};
@@ -21,12 +21,27 @@ const MANY_LAYERS: usize = 110;
 struct Gateways {
     mesh: Option<Mesh>,
     addrs: [SocketAddr; 3],
-    scratch: tempfile::TempDir,
+    scratch: Scratch,
+}
+
+/// A directory that is taken down whatever happens: clients leave mounts in theirs.
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        shoal_tests::system::take_down(self.path());
+    }
 }
 
 impl Gateways {
     async fn start() -> Result<Self> {
-        let scratch = tempfile::Builder::new().prefix("shoal-client-").tempdir()?;
+        let scratch = Scratch(tempfile::Builder::new().prefix("shoal-client-").tempdir()?);
         if let Ok(others) = std::env::var("SHOAL_TEST_REGISTRIES") {
             let addrs: Vec<SocketAddr> = others.split(',').map(str::parse).collect::<Result<_, _>>()?;
             let addrs = addrs.try_into().ok().context("SHOAL_TEST_REGISTRIES needs three addresses")?;
@@ -56,7 +71,6 @@ impl Gateways {
     async fn finish(self) -> Result<()> {
         let left = shoal_tests::system::processes_mentioning(self.scratch.path());
         ensure!(left.is_empty(), "the client left processes: {left:?}");
-        self.scratch.close()?;
         match self.mesh {
             Some(mesh) => mesh.finish().await,
             None => Ok(()),
