@@ -79,6 +79,8 @@ pub struct Engine {
     dialing: BTreeMap<PeerId, BTreeSet<Digest>>,
     swarms: BTreeMap<Digest, Swarm>,
     readers: BTreeMap<ReaderId, Digest>,
+    /// What comes from each other zone, all peers together: requests in flight are sized to the link as to a peer.
+    links: BTreeMap<Zone, Flow>,
     uploads: Uploads,
     timers: Timers,
     out: Out,
@@ -116,6 +118,7 @@ impl Engine {
             dialing: BTreeMap::new(),
             swarms: BTreeMap::new(),
             readers: BTreeMap::new(),
+            links: BTreeMap::new(),
             uploads: Uploads::default(),
             timers: Timers::default(),
             out: Out { now, effects: VecDeque::new() },

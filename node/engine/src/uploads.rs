@@ -125,14 +125,6 @@ impl Uploads {
         }
     }
 
-    /// Whether `piece` is being sent to `peer` or waits for it.
-    pub(crate) fn is_sending(&self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> bool {
-        self.queues.get(peer).is_some_and(|queue| {
-            queue.active.contains_key(&(digest, piece))
-                || queue.waiting.iter().any(|job| job.digest == digest && job.piece == piece)
-        })
-    }
-
     /// Jobs waiting and being sent, all peers together.
     #[cfg(test)]
     pub(crate) fn load(&self) -> (usize, usize) {

@@ -6,6 +6,7 @@ use shoal_types::{Endpoint, PeerId, Roles, Timestamp, Zone};
 
 use super::{Engine, Peer};
 use crate::budget::Bucket;
+use crate::config::EngineConfig;
 use crate::flow::Flow;
 use crate::io::{DropReason, Effect, Event};
 use crate::message::PeerHint;
@@ -178,7 +179,7 @@ impl Engine {
         if silence >= self.config.silence_max {
             return self.drop_peer(peer, DropReason::Stalled, None);
         }
-        let due = flow.life + flow.stall_after(&self.config);
+        let due = flow.life + stall_after(&self.config, flow, self.links.get(&known.zone));
         if !flow.stalled && due > self.now {
             return self.timers.set(Timer::Stall(peer), due);
         }
@@ -210,9 +211,20 @@ impl Engine {
 
     pub(super) fn arm_stall(&mut self, peer: PeerId) {
         let Some(known) = self.peers.get(&peer) else { return };
-        let at: Timestamp = known.flow.life + known.flow.stall_after(&self.config);
+        let at: Timestamp =
+            known.flow.life + stall_after(&self.config, &known.flow, self.links.get(&known.zone));
         self.timers.set_earlier(Timer::Stall(peer), at.max(self.now + TICK_MIN));
     }
+}
+
+/// The silence of a peer that counts as a stall. Beyond a link a peer may be silent because the others use the link:
+/// it gets the time in which all that is on its way could come. Asking again would only put more on the link.
+fn stall_after(config: &EngineConfig, flow: &Flow, link: Option<&Flow>) -> Duration {
+    let crossing = link.map_or(Duration::ZERO, |link| {
+        let bytes = u32::try_from(link.in_flight_bytes).unwrap_or(u32::MAX);
+        link.expected(bytes).saturating_mul(2).min(config.stall_max)
+    });
+    flow.stall_after(config).max(crossing)
 }
 
 /// No deadline is set closer than this, so that time always gets on.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex};
+use shoal_types::{Digest, PeerId, PieceIndex, Zone};
 
 use super::Engine;
 use super::connections::TICK_MIN;
 use super::picking::Picked;
+use crate::flow::Flow;
 use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
 use crate::message::{Channel, Message, PeerHint};
 use crate::swarm::Pending;
@@ -65,6 +66,7 @@ impl Engine {
             || member.interesting == 0
             || !member.is_joined()
             || !known.flow.has_room(&self.config, piece_bytes)
+            || !member.same_zone && !self.link_has_room(&known.zone, piece_bytes)
         {
             return false;
         }
@@ -106,7 +108,12 @@ impl Engine {
             Pending::Requested(asked) => asked.push(peer),
             Pending::Verifying { .. } | Pending::Backend { .. } => return,
         }
-        member.outstanding.insert(number, Outstanding { at: now, bytes, arrived_bytes: 0 });
+        let link = (!same_zone).then(|| known.zone.clone());
+        if let Some(zone) = &link {
+            let fresh = || Flow::new(&self.config, now);
+            self.links.entry(zone.clone()).or_insert_with(fresh).requested(now, bytes);
+        }
+        member.outstanding.insert(number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
         known.flow.requested(now, bytes);
         self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
         self.rate_in.take(bytes);
@@ -118,6 +125,10 @@ impl Engine {
         self.arm_stall(peer);
     }
 
+    fn link_has_room(&self, zone: &Zone, bytes: u32) -> bool {
+        self.links.get(zone).is_none_or(|link| link.has_room(&self.config, bytes))
+    }
+
     /// A request that was taken out of its member ends without payload. The piece is wanted again unless somebody
     /// else was asked for it too.
     pub(super) fn request_ended(
@@ -126,8 +137,12 @@ impl Engine {
         peer: PeerId,
         channel: Channel,
         number: u32,
-        bytes: u32,
+        outstanding: &Outstanding,
     ) {
+        let bytes = outstanding.bytes;
+        if let Some(link) = outstanding.link.as_ref().and_then(|zone| self.links.get_mut(zone)) {
+            link.settled(bytes);
+        }
         if let Some(known) = self.peers.get_mut(&peer) {
             known.flow.settled(bytes);
             if !known.dropped {
@@ -179,7 +194,7 @@ impl Engine {
         if let Some(to) = to {
             self.out.send(peer, Message::Cancel { to, piece: number });
         }
-        self.request_ended(digest, peer, channel, number, outstanding.bytes);
+        self.request_ended(digest, peer, channel, number, &outstanding);
     }
 
     /// Takes from a stalled peer what others have too. What only it has stays asked for: slow is better than never.
@@ -227,7 +242,7 @@ impl Engine {
         if let Some(known) = self.peers.get_mut(&peer) {
             known.flow.revive(now);
         }
-        self.request_ended(digest, peer, channel, number, outstanding.bytes);
+        self.request_ended(digest, peer, channel, number, &outstanding);
         self.timers.set_earlier(Timer::Fill(digest), now + pause);
         self.peers_found(digest, None, peers);
         self.fill_member(digest, peer);
@@ -241,12 +256,17 @@ impl Engine {
                 let first = (o.arrived_bytes == 0).then(|| now.saturating_since(o.at));
                 let fresh = bytes.min(o.bytes.saturating_sub(o.arrived_bytes));
                 o.arrived_bytes = o.arrived_bytes.saturating_add(fresh);
-                (first, fresh)
+                (first, fresh, o.link.clone())
             });
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let was_stalled = known.flow.stalled;
         match outstanding {
-            Some((first, fresh)) => known.flow.progressed(now, fresh, first),
+            Some((first, fresh, link)) => {
+                known.flow.progressed(now, fresh, first);
+                if let Some(link) = link.and_then(|zone| self.links.get_mut(&zone)) {
+                    link.progressed(now, fresh, first);
+                }
+            }
             None => known.flow.revive(now),
         }
         if was_stalled {
@@ -265,23 +285,30 @@ impl Engine {
             // It crossed our cancel.
             return self.out.push(Effect::DropBuffer { buffer });
         };
-        let Outstanding { at, bytes, arrived_bytes } = outstanding;
+        let Outstanding { at, bytes, arrived_bytes, link } = outstanding;
         let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
         let piece_bytes = blob.layout.piece_bytes();
         blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
-        if let Some(known) = self.peers.get_mut(&peer) {
-            let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
-            known.flow.progressed(now, bytes.saturating_sub(arrived_bytes), first);
-            known.flow.settled(bytes);
-            known.flow.piece_arrived(&self.config, now, piece_bytes);
+        let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
+        let flow = self.peers.get_mut(&peer).map(|known| &mut known.flow);
+        let link_flow = link.as_ref().and_then(|zone| self.links.get_mut(zone));
+        for flow in flow.into_iter().chain(link_flow) {
+            flow.progressed(now, bytes.saturating_sub(arrived_bytes), first);
+            flow.settled(bytes);
+            flow.piece_arrived(&self.config, now, piece_bytes);
         }
         self.hold(digest, number, bytes);
         self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
         self.withdraw_others(digest, number, Some(peer));
         let shared: Vec<Digest> =
             self.peers.get(&peer).map(|known| known.channels.values().copied().collect()).unwrap_or_default();
-        self.fill_member(digest, peer);
+        if link.is_some() {
+            // Room on the link is room for any peer beyond it.
+            self.fill_swarm(digest);
+        } else {
+            self.fill_member(digest, peer);
+        }
         for other in shared.into_iter().filter(|other| *other != digest) {
             self.fill_member(other, peer);
         }

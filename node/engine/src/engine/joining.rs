@@ -407,7 +407,7 @@ impl Engine {
             forget_pieces(blob, &mut member);
         }
         for (piece, outstanding) in std::mem::take(&mut member.outstanding) {
-            self.request_ended(digest, peer, channel, piece, outstanding.bytes);
+            self.request_ended(digest, peer, channel, piece, &outstanding);
         }
         self.uploads.leave(&peer, digest);
         if let Some(known) = self.peers.get_mut(&peer) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Bitfield, Timestamp};
+use shoal_types::{Bitfield, Timestamp, Zone};
 
 use crate::message::Channel;
 
@@ -13,6 +13,8 @@ pub(crate) struct Outstanding {
     pub(crate) at: Timestamp,
     pub(crate) bytes: u32,
     pub(crate) arrived_bytes: u32,
+    /// The other zone it comes from.
+    pub(crate) link: Option<Zone>,
 }
 
 /// A peer's refusal of one piece.

@@ -166,9 +166,4 @@ impl Swarm {
             && !self.readers.is_empty()
             && self.readers.values().all(|reader| reader.want == ReaderWant::Metainfo)
     }
-
-    /// Members that take part on both sides.
-    pub(crate) fn joined(&self) -> usize {
-        self.members.values().filter(|member| member.is_joined()).count()
-    }
 }

@@ -42,11 +42,6 @@ impl Reader {
         Self { want, started: false, done: false, offset, end: 0, released: offset, next: 0, advanced: now }
     }
 
-    /// Whether it needs payload that is not there yet.
-    pub(crate) fn wants_payload(&self) -> bool {
-        !self.done && self.want != ReaderWant::Metainfo
-    }
-
     /// The blob is known. `false` when the range begins beyond its end (an empty blob has an empty range).
     pub(crate) fn start(&mut self, layout: &PieceLayout) -> bool {
         self.started = true;

@@ -1,0 +1,232 @@
+//! Many engines in one process: what must hold whatever the network does.
+
+use std::time::Duration;
+
+use shoal_engine::io::{ReadError, ReaderWant};
+use shoal_simulations::{Fleet, FleetConfig, NetworkConfig, NodeSpec, Truth};
+use shoal_types::Zone;
+
+const MIB: u64 = 1 << 20;
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn origin() -> NodeSpec {
+    NodeSpec { origin: true, ..NodeSpec::default() }
+}
+
+fn everything() -> ReaderWant {
+    ReaderWant::Range(0..u64::MAX)
+}
+
+#[test]
+fn two_nodes_and_an_origin() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 1);
+    let truth = Truth::new(1, 10 * MIB);
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, truth.metainfo.digest(), everything());
+    assert!(fleet.run_readers(secs(10)), "{:#?}", fleet.engine_of(node).swarms().collect::<Vec<_>>());
+    let outcome = fleet.outcome(node, reader);
+    assert_eq!(outcome.until, 10 * MIB);
+    let first = outcome.first_byte.unwrap().since_start();
+    // Dial (4 delays), join, request, one piece: no timer stands in between.
+    assert!(first < Duration::from_millis(60), "{first:?}");
+    println!("first byte {first:?}, done {:?}", outcome.done.unwrap().since_start());
+}
+
+/// Ten empty nodes ask at once; returns the origin's copies, and the last node's time over the bound.
+fn flash_crowd(seed: u64, nodes: usize, size: u64, want: &ReaderWant) -> (f64, f64) {
+    let mut fleet = Fleet::new(FleetConfig::default(), seed);
+    let truth = Truth::new(seed, size);
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    let digest = truth.metainfo.digest();
+    for _ in 0..nodes {
+        let node = fleet.add(NodeSpec::default());
+        fleet.read(node, digest, want.clone());
+    }
+    assert!(fleet.run_readers(secs(300)), "seed {seed}: not complete");
+    let copies = fleet.tally(source).sent_bytes as f64 / size as f64;
+    let bound = size as f64 / 12_500_000.0;
+    (copies, fleet.now().since_start().as_secs_f64() / bound)
+}
+
+#[test]
+fn a_flash_crowd_costs_the_origin_little_more_than_one_copy() {
+    for (name, want) in [("whole", ReaderWant::Whole), ("in order", everything())] {
+        for (nodes, size) in [(10, 100 * MIB), (8, 50 * MIB), (16, 50 * MIB)] {
+            let (copies, time) = flash_crowd(7, nodes, size, &want);
+            println!(
+                "{name}: {nodes} nodes, {} MiB: origin sent {copies:.2} copies, last / bound {time:.2}",
+                size / MIB
+            );
+            assert!(copies < 1.5 && time < 1.5, "{name}: {copies} copies, {time} of the bound");
+        }
+    }
+}
+
+#[test]
+fn two_zones_share_one_copy_over_the_link() {
+    for (name, want) in [("whole", ReaderWant::Whole), ("in order", everything())] {
+        let size = 50 * MIB;
+        let network = NetworkConfig { zone_rate_bytes_per_sec: Some(6_250_000), ..NetworkConfig::default() };
+        let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, 3);
+        let truth = Truth::new(3, size);
+        let source = fleet.add(origin());
+        fleet.store(source, &truth);
+        let east: Zone = "east".parse().unwrap();
+        for number in 0..16 {
+            let zone = if number < 8 { Zone::default() } else { east.clone() };
+            let node = fleet.add(NodeSpec { zone, ..NodeSpec::default() });
+            fleet.read(node, truth.metainfo.digest(), want.clone());
+        }
+        assert!(fleet.run_readers(secs(300)), "{name}");
+        let link = fleet.crossed_bytes() as f64 / size as f64;
+        let time = fleet.now().since_start().as_secs_f64() / (size as f64 / 6_250_000.0);
+        println!("{name}: link {link:.2} copies, last / bound {time:.2}");
+        assert!(link < 1.2 && time < 1.5, "{name}: {link} copies, {time} of the bound");
+    }
+}
+
+#[test]
+fn a_stopped_peer_is_overcome_quickly() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 5);
+    let truth = Truth::new(5, 40 * MIB);
+    let digest = truth.metainfo.digest();
+    let sources: Vec<_> = (0..2)
+        .map(|_| {
+            let source = fleet.add(origin());
+            fleet.store(source, &truth);
+            source
+        })
+        .collect();
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, digest, everything());
+    fleet.run_for(secs(1));
+    assert!(fleet.outcome(node, reader).until > 0);
+    fleet.stop(sources[0]);
+    assert!(fleet.run_readers(secs(8)), "stalled for too long");
+    // 40 MiB at 12.5 MB/s are 3.4 s; the stall may cost three more.
+    assert!(fleet.now().since_start() < Duration::from_millis(6500), "{:?}", fleet.now());
+}
+
+#[test]
+fn a_sole_slow_peer_is_not_given_up() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 6);
+    let truth = Truth::new(6, 2 * MIB);
+    let slow = fleet.add(NodeSpec { rate_bytes_per_sec: Some(20_000), ..origin() });
+    fleet.store(slow, &truth);
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, truth.metainfo.digest(), everything());
+    assert!(fleet.run_readers(secs(150)));
+    assert_eq!(fleet.outcome(node, reader).until, 2 * MIB);
+    let sent = fleet.tally(slow).sent_bytes;
+    assert!(sent < 2 * MIB + MIB / 2, "pieces were sent again: {sent}");
+}
+
+#[test]
+fn corrupt_peers_are_dropped_and_the_rest_suffices() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 8);
+    let truth = Truth::new(8, 20 * MIB);
+    let digest = truth.metainfo.digest();
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    let liar = fleet.add(NodeSpec { corrupt: true, ..NodeSpec::default() });
+    fleet.store(liar, &truth);
+    let node = fleet.add(NodeSpec::default());
+    fleet.read(node, digest, everything());
+    assert!(fleet.run_readers(secs(30)));
+    assert!(fleet.is_complete(node, &digest));
+    // What was in flight when the first piece was found out, and no more.
+    assert!(fleet.tally(liar).sent_bytes < 4 * MIB, "{:?}", fleet.tally(liar));
+}
+
+#[test]
+fn nobody_has_it_is_said_at_once_and_nobody_there_after_patience() {
+    let truth = Truth::new(9, MIB);
+    let digest = truth.metainfo.digest();
+    // Three origins that lack it answer with authority, none waiting for another.
+    let mut fleet = Fleet::new(FleetConfig::default(), 9);
+    for _ in 0..3 {
+        fleet.add(origin());
+    }
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, digest, everything());
+    assert!(fleet.run_readers(secs(20)));
+    assert_eq!(fleet.outcome(node, reader).failed, Some(ReadError::NotFound));
+    assert!(fleet.now().since_start() < secs(1), "{:?}", fleet.now());
+    // No origin at all.
+    let mut fleet = Fleet::new(FleetConfig::default(), 9);
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, digest, everything());
+    assert!(fleet.run_readers(secs(20)));
+    assert_eq!(fleet.outcome(node, reader).failed, Some(ReadError::Unavailable));
+    let took = fleet.now().since_start();
+    assert!((secs(9)..secs(12)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn a_pull_waits_for_an_origin_that_comes_back() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 10);
+    let truth = Truth::new(10, 5 * MIB);
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    fleet.kill(source);
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, truth.metainfo.digest(), everything());
+    fleet.run_for(secs(2));
+    assert_eq!(fleet.outcome(node, reader).failed, None);
+    fleet.restart(source);
+    assert!(fleet.run_readers(secs(5)));
+    assert_eq!(fleet.outcome(node, reader).until, 5 * MIB);
+}
+
+#[test]
+fn peers_that_vanish_in_mid_download_are_searched_again() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 11);
+    let truth = Truth::new(11, 40 * MIB);
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    let node = fleet.add(NodeSpec::default());
+    let reader = fleet.read(node, truth.metainfo.digest(), everything());
+    fleet.run_for(secs(1));
+    fleet.kill(source);
+    fleet.run_for(secs(4));
+    let before = fleet.outcome(node, reader);
+    assert!(before.failed.is_none() && before.done.is_none() && before.until > 0, "{before:?}");
+    fleet.restart(source);
+    assert!(fleet.run_readers(secs(10)));
+    assert_eq!(fleet.outcome(node, reader).until, 40 * MIB);
+}
+
+#[test]
+fn a_backend_is_read_once_for_a_whole_crowd() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 12);
+    let truth = Truth::new(12, 20 * MIB);
+    let source = fleet.add(origin());
+    fleet.store_in_backend(source, &truth);
+    for _ in 0..5 {
+        let node = fleet.add(NodeSpec::default());
+        fleet.read(node, truth.metainfo.digest(), everything());
+    }
+    assert!(fleet.run_readers(secs(30)));
+    let pieces = u64::from(truth.metainfo.layout().piece_count());
+    assert_eq!(fleet.tally(source).backend_pieces, pieces);
+}
+
+#[test]
+fn an_owner_that_lacks_a_blob_finds_it_for_who_asks() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 13);
+    let truth = Truth::new(13, 5 * MIB);
+    let digest = truth.metainfo.digest();
+    let holder = fleet.add(NodeSpec::default());
+    fleet.store(holder, &truth);
+    let owners = [fleet.add(origin()), fleet.add(origin())];
+    let node = fleet.add(NodeSpec::default());
+    fleet.read(node, digest, everything());
+    assert!(fleet.run_readers(secs(10)));
+    assert!(owners.iter().any(|owner| fleet.pieces_of(*owner, &digest) > 0));
+}
