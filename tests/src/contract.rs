@@ -42,7 +42,8 @@ pub fn credential_issue(mesh_key: &str, roles: &str, zone: &str, out: &str) -> V
 
 /// Arguments of `shoal dev`.
 pub fn dev(gateways: usize, data_dir: &str, port: u16) -> Vec<String> {
-    words(&["dev", "--gateways", &gateways.to_string(), "--data-dir", data_dir, "--port", &port.to_string()])
+    let (gateways, port) = (gateways.to_string(), port.to_string());
+    words(&["dev", "--gateways", &gateways, "--data-dir", data_dir, "--port", &port, "--ops-port", "0"])
 }
 
 /// Arguments of `shoal put`, which pushes a file through a daemon and prints its digest.

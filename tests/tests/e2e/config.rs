@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use crate::MIB;
 
-/// A directory with a mesh key, a bootstrap peer's identity, and arguments that make one start.
+/// A directory with a mesh key, a node's identity, and arguments that make one start.
 struct Alone {
     dir: TempDir,
 }
@@ -26,7 +26,7 @@ impl Alone {
         let dir = tempfile::Builder::new().prefix("shoal-config-").tempdir()?;
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         run_program(&contract::mesh_init(&path("mesh"))).await?;
-        let issue = contract::credential_issue(&path("mesh/mesh.key"), "bootstrap", "home", &path("id"));
+        let issue = contract::credential_issue(&path("mesh/mesh.key"), "node", "home", &path("id"));
         run_program(&issue).await?;
         Ok(Self { dir })
     }
@@ -37,12 +37,13 @@ impl Alone {
 
     fn args(&self, more: &[&str]) -> Vec<String> {
         let path = |name: &str| self.path(name).to_string_lossy().into_owned();
-        let mut args = vec!["bootstrap".to_owned()];
+        let mut args = vec!["node".to_owned()];
         for (flag, value) in [
             ("--data-dir", path("data")),
             ("--identity", path("id")),
             ("--mesh-pub", path("mesh/mesh.pub")),
             ("--listen", "/ip4/127.0.0.1/tcp/0".to_owned()),
+            ("--data-listen", "127.0.0.1:0".to_owned()),
         ] {
             args.extend([flag.to_owned(), value]);
         }
