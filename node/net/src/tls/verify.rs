@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -49,7 +49,11 @@ impl Verifier {
         Self { setup: setup.clone(), expected, algorithms }
     }
 
-    fn admit(&self, certificate: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+    fn admit(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(), rustls::Error> {
         self.check(certificate, chain).map_err(|rejection| {
             self.setup.rejections().count(rejection.reason());
             tracing::debug!(reason = rejection.reason().name(), %rejection, "handshake refused");
