@@ -177,8 +177,8 @@ pub struct Fleet {
     parts: BTreeMap<NodeId, u32>,
     trace: Fnv,
     random: rand_pcg::Pcg64,
-    /// Piece transfers that crossed a zone, for counting imports.
-    imports: BTreeMap<(Zone, Digest, u32), u32>,
+    /// Who refuses whom.
+    bans: BTreeSet<(NodeId, NodeId)>,
 }
 
 /// FNV-1a, for a hash of the trace that is the same in every release.
@@ -213,7 +213,7 @@ impl Fleet {
             parts: BTreeMap::new(),
             trace: Fnv(0xcbf2_9ce4_8422_2325),
             random: rand_pcg::Pcg64::seed_from_u64(seed),
-            imports: BTreeMap::new(),
+            bans: BTreeSet::new(),
         }
     }
 
@@ -313,12 +313,13 @@ impl Fleet {
         self.schedule(Duration::ZERO, Happening::Input(node, Box::new(input)));
     }
 
-    /// Kills a node: its connections end, its disk stays.
+    /// Kills a node: its connections and readers end, its disk stays.
     pub fn kill(&mut self, node: NodeId) {
         self.nodes[node].alive = false;
         self.nodes[node].stopped = false;
         self.nodes[node].missed.clear();
         self.nodes[node].sending.clear();
+        self.nodes[node].readers.clear();
         self.disconnect_where(|a, b| a == node || b == node);
     }
 
@@ -397,6 +398,21 @@ impl Fleet {
         })
     }
 
+    /// A number below `bound` from the fleet's own generator, for scenarios.
+    pub fn draw(&mut self, bound: u64) -> u64 {
+        self.random.next_u64() % bound.max(1)
+    }
+
+    /// Whether a node runs: neither killed nor stopped.
+    pub fn is_running(&self, node: NodeId) -> bool {
+        self.nodes[node].alive && !self.nodes[node].stopped
+    }
+
+    /// Whether a node was killed.
+    pub fn is_dead(&self, node: NodeId) -> bool {
+        !self.nodes[node].alive
+    }
+
     /// Virtual time.
     pub fn now(&self) -> Timestamp {
         self.now
@@ -446,7 +462,11 @@ impl Fleet {
     }
 
     fn reaches(&self, a: NodeId, b: NodeId) -> bool {
-        self.nodes[a].alive && self.nodes[b].alive && self.parts.get(&a) == self.parts.get(&b)
+        self.nodes[a].alive
+            && self.nodes[b].alive
+            && self.parts.get(&a) == self.parts.get(&b)
+            && !self.bans.contains(&(a, b))
+            && !self.bans.contains(&(b, a))
     }
 
     fn disconnect_where(&mut self, which: impl Fn(NodeId, NodeId) -> bool) {
@@ -600,8 +620,11 @@ impl Fleet {
         let disk_delay = self.config.disk_delay;
         match effect {
             Effect::Connect { peer, .. } => self.connect(node, peer),
-            Effect::Disconnect { peer, .. } => {
+            Effect::Disconnect { peer, ban, .. } => {
                 let Some(other) = self.by_peer.get(&peer).copied() else { return };
+                if ban.is_some() {
+                    self.bans.insert((node, other));
+                }
                 self.disconnect_where(|a, b| (a, b) == (node.min(other), node.max(other)));
             }
             Effect::Send { peer, message } => self.send(node, peer, message),
@@ -675,8 +698,9 @@ impl Fleet {
         }
     }
 
+    #[expect(clippy::expect_used, reason = "a simulation ends where the engine breaks its word")]
     fn reader(&mut self, node: NodeId, reader: ReaderId) -> &mut ReaderOutcome {
-        &mut self.nodes[node].readers.entry(reader).or_insert_with(|| unreachable!("not a reader")).1
+        &mut self.nodes[node].readers.get_mut(&reader).expect("the engine names readers of this run only").1
     }
 
     /// What a reader is told it can read must be on the disk; the last piece only of a checked blob.
@@ -757,9 +781,6 @@ impl Fleet {
             own.sending.push_back(sending);
         }
         let (from_zone, to_zone) = (own.spec.zone.clone(), self.nodes[to].spec.zone.clone());
-        if last && from_zone != to_zone {
-            *self.imports.entry((to_zone.clone(), digest, piece.get())).or_default() += 1;
-        }
         let there = self.network.cross(through, &from_zone, &to_zone, bytes);
         let arrives = self.nodes[to].down.carry(there, bytes);
         let piece_number = piece.get();

@@ -1,0 +1,129 @@
+//! Faults first, then peace: whatever happened, every node that is up must end with the whole blob.
+
+use std::time::Duration;
+
+use shoal_engine::io::{ReaderId, ReaderWant};
+use shoal_types::{Digest, Zone};
+
+use crate::fleet::{Fleet, FleetConfig, NodeId, NodeSpec};
+use crate::network::NetworkConfig;
+use crate::truth::Truth;
+
+/// How long faults last at most: shorter than the engines' patience with a search, so that no pull may fail for it.
+const FAULTS: Duration = Duration::from_secs(8);
+/// Time after the last fault within which everybody must be complete.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChaosOutcome {
+    /// A hash of everything that happened.
+    pub trace_hash: u64,
+    /// Virtual time at the end.
+    pub took: Duration,
+    /// Nodes that should have the blob and have not.
+    pub incomplete: Vec<NodeId>,
+}
+
+struct Run {
+    fleet: Fleet,
+    digest: Digest,
+    source: NodeId,
+    good: Vec<NodeId>,
+    readers: Vec<(NodeId, ReaderId)>,
+}
+
+/// Runs the fleet of a seed: an origin with a blob, up to eight nodes in one or two zones, some of which send
+/// rubbish; kills, restarts, stops, continues, partitions and heals at random; then lets everybody come back.
+pub fn run(seed: u64) -> ChaosOutcome {
+    let mut run = build(seed);
+    let steps = 6 + run.fleet.draw(10);
+    for _ in 0..steps {
+        let pause = run.fleet.draw(FAULTS.as_millis() as u64 / steps);
+        run.fleet.run_for(Duration::from_millis(pause));
+        fault(&mut run);
+    }
+    make_peace(&mut run);
+    run.fleet.run_readers(LIMIT);
+    let digest = run.digest;
+    let incomplete = run.good.iter().copied().filter(|node| !run.fleet.is_complete(*node, &digest)).collect();
+    ChaosOutcome { trace_hash: run.fleet.trace_hash(), took: run.fleet.now().since_start(), incomplete }
+}
+
+fn build(seed: u64) -> Run {
+    let network = NetworkConfig { zone_rate_bytes_per_sec: Some(4_000_000), ..NetworkConfig::default() };
+    let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, seed);
+    let size = 1 + fleet.draw(24 << 20);
+    let truth = Truth::new(seed, size);
+    let zones: Vec<Zone> = if fleet.draw(2) == 0 {
+        vec![Zone::default()]
+    } else {
+        ["east", "west"].into_iter().filter_map(|name| name.parse().ok()).collect()
+    };
+    let zone = |fleet: &mut Fleet| zones[fleet.draw(zones.len() as u64) as usize].clone();
+    let spec = NodeSpec { zone: zone(&mut fleet), origin: true, ..NodeSpec::default() };
+    let source = fleet.add(spec);
+    fleet.store(source, &truth);
+    let digest = truth.metainfo.digest();
+    let mut run = Run { fleet, digest, source, good: Vec::new(), readers: Vec::new() };
+    for _ in 0..2 + run.fleet.draw(7) {
+        let zone = zone(&mut run.fleet);
+        let corrupt = run.fleet.draw(6) == 0;
+        let rate = 500_000 << run.fleet.draw(6);
+        let node =
+            run.fleet.add(NodeSpec { zone, corrupt, rate_bytes_per_sec: Some(rate), ..NodeSpec::default() });
+        if !corrupt {
+            run.good.push(node);
+        } else if run.fleet.draw(2) == 0 {
+            run.fleet.store(node, &truth);
+        }
+        open(&mut run, node);
+    }
+    run
+}
+
+fn open(run: &mut Run, node: NodeId) {
+    let want = if run.fleet.draw(2) == 0 { ReaderWant::Whole } else { ReaderWant::Range(0..u64::MAX) };
+    let reader = run.fleet.read(node, run.digest, want);
+    run.readers.push((node, reader));
+}
+
+fn fault(run: &mut Run) {
+    let nodes: Vec<NodeId> = std::iter::once(run.source).chain(run.good.iter().copied()).collect();
+    let node = nodes[run.fleet.draw(nodes.len() as u64) as usize];
+    match run.fleet.draw(6) {
+        0 if !run.fleet.is_dead(node) => run.fleet.kill(node),
+        0 | 1 => revive(run, node),
+        2 if run.fleet.is_running(node) => run.fleet.stop(node),
+        3 => {
+            let part: Vec<NodeId> = nodes.into_iter().filter(|_| run.fleet.draw(2) == 0).collect();
+            run.fleet.partition(&part);
+        }
+        4 => run.fleet.heal(),
+        _ => {}
+    }
+}
+
+fn revive(run: &mut Run, node: NodeId) {
+    if run.fleet.is_dead(node) {
+        run.fleet.restart(node);
+        if node != run.source {
+            open(run, node);
+        }
+    } else if !run.fleet.is_running(node) {
+        run.fleet.resume(node);
+    }
+}
+
+/// Everybody comes back, and who was told meanwhile that nobody has the blob tries again.
+fn make_peace(run: &mut Run) {
+    run.fleet.heal();
+    for node in std::iter::once(run.source).chain(run.good.clone()) {
+        revive(run, node);
+    }
+    for (node, reader) in std::mem::take(&mut run.readers) {
+        if run.fleet.outcome(node, reader).failed.is_some() && run.good.contains(&node) {
+            open(run, node);
+        }
+    }
+}
