@@ -3,6 +3,7 @@
 //! Two planes share one identity (see [`identity`]) and one TLS setup (see [`tls`]): whoever comes through a
 //! handshake of either is a member of the mesh. Bulk goes over [`data`], on a port of its own.
 
+pub mod control;
 pub mod data;
 pub mod identity;
 pub mod tls;

@@ -1,0 +1,108 @@
+//! What the control plane counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
+        /// Counters since the start, and gauges (`peers`, `records`, `provided`, `routing_peers`, `origins`).
+        #[derive(Debug, Default)]
+        pub struct ControlStats { $($(#[$doc])* pub $field: Stat),* }
+
+        impl ControlStats {
+            /// All of them by name, for metrics.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field.get())),*].into_iter()
+            }
+        }
+    };
+}
+
+/// One number.
+#[derive(Debug, Default)]
+pub struct Stat(AtomicU64);
+
+impl Stat {
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+stats! {
+    /// Peers connected.
+    peers,
+    /// Peers in the routing table.
+    routing_peers,
+    /// Origins alive.
+    origins,
+    /// Provider records kept for others.
+    records,
+    /// Own blobs announced.
+    provided,
+    /// Records refused (no blob's key, publisher over its share).
+    records_refused,
+    /// Records displaced by others.
+    records_displaced,
+    /// Records that lapsed.
+    records_lapsed,
+    /// Connections opened.
+    connections_opened,
+    /// Connections closed.
+    connections_closed,
+    /// Inbound connections that failed in their handshake (the TLS set-up counts them by reason) or were over a limit.
+    inbound_failed,
+    /// Dials that failed.
+    outbound_failed,
+    /// Connections the pruner closed.
+    pruned,
+    /// Rounds of dialling bootstrap and known peers.
+    redials,
+    /// Lookups begun.
+    lookups,
+    /// Lookups that found a provider.
+    lookup_hits,
+    /// Lookups that found none.
+    lookup_misses,
+    /// Lookups refused because too many were under way.
+    lookups_refused,
+    /// Providers yielded.
+    providers_found,
+    /// Providers whose data endpoints had to be asked of themselves.
+    providers_asked,
+    /// Announcements that reached peers.
+    announcements,
+    /// Announcements that reached nobody.
+    announcements_failed,
+    /// Own blobs refused because too many are announced.
+    provide_refused,
+    /// Messages published.
+    gossip_published,
+    /// Messages nobody could be sent.
+    gossip_unsent,
+    /// Messages believed and passed on.
+    gossip_accepted,
+    /// Messages held against whoever passed them on.
+    gossip_rejected,
+    /// Messages neither believed nor passed on.
+    gossip_ignored,
+    /// Heartbeats learned on connecting.
+    introduced,
+    /// Introductions refused (forged, or too often).
+    introductions_refused,
+    /// Events the daemon was too slow to take.
+    events_dropped,
+    /// Changes that could not be remembered.
+    unsaved,
+}
