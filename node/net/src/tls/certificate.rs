@@ -35,6 +35,9 @@ pub const CERTIFICATE_BYTES_MAX: usize = 4096;
 const SIGNING_PREFIX: &[u8] = b"libp2p-tls-handshake:";
 /// ecdsa-with-SHA256 (RFC 5758 §3.2).
 const ECDSA_WITH_SHA256: [u64; 7] = [1, 2, 840, 10045, 4, 3, 2];
+/// The same as a DER `AlgorithmIdentifier`, whose parameters are absent (RFC 5758 §3.2).
+const ECDSA_WITH_SHA256_DER: [u8; 12] =
+    [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 /// DER of `SignedKey` with an Ed25519 key: `SEQUENCE { OCTET STRING (36 bytes), OCTET STRING (64 bytes) }`. All
 /// lengths are fixed, so all heads are.
 const SEQUENCE_HEAD: [u8; 4] = [0x30, 104, 0x04, KEY_BYTES];
@@ -103,6 +106,9 @@ pub fn parse(der: &CertificateDer<'_>) -> Result<Member, Rejection> {
     if !rest.is_empty() {
         return Err(Rejection::Malformed("bytes follow the certificate"));
     }
+    if !is_canonical(der, &certificate) {
+        return Err(Rejection::Malformed("the certificate is not canonical DER"));
+    }
     let (libp2p, credential) = extensions(&certificate)?;
     check_self_signature(&certificate)?;
     let public_key = certificate.tbs_certificate.subject_pki.raw;
@@ -112,6 +118,16 @@ pub fn parse(der: &CertificateDer<'_>) -> Result<Member, Rejection> {
     let validity = certificate.validity();
     let (not_before, not_after) = (validity.not_before, validity.not_after);
     Ok(Member { peer, credential, public_key: public_key.to_vec(), not_before, not_after })
+}
+
+/// Whether what encloses the signed part is the one right encoding: the signature does not cover it, and the parser
+/// takes, for instance, a SEQUENCE without its "constructed" bit.
+fn is_canonical(der: &[u8], certificate: &X509Certificate<'_>) -> bool {
+    let (signed, signature) = (certificate.tbs_certificate.as_ref(), certificate.signature_value.as_ref());
+    let Ok(bits) = u8::try_from(signature.len() + 1) else { return false };
+    let tail = [&ECDSA_WITH_SHA256_DER[..], &[0x03, bits, 0x00], signature].concat();
+    let inner = der.strip_prefix(&[0x30, 0x82]).and_then(|rest| rest.get(2..));
+    inner.and_then(|inner| inner.strip_prefix(signed)) == Some(&tail)
 }
 
 /// The contents of libp2p's extension and of ours.
