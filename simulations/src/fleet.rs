@@ -134,6 +134,8 @@ struct Node {
     /// Stopped as by SIGSTOP: it neither reads, sends nor runs, and its connections stay open.
     stopped: bool,
     missed: Vec<Happening>,
+    /// The next wake-up that is scheduled.
+    wake: Option<Timestamp>,
     up: Link,
     down: Link,
     sending: VecDeque<Sending>,
@@ -236,6 +238,7 @@ impl Fleet {
             alive: true,
             stopped: false,
             missed: Vec::new(),
+            wake: None,
             sending: VecDeque::new(),
             uplink_busy: false,
             disk: BTreeMap::new(),
@@ -330,6 +333,7 @@ impl Fleet {
         own.engine = engine;
         own.alive = true;
         own.uplink_busy = false;
+        own.wake = None;
         own.expected.clear();
         own.buffers.clear();
     }
@@ -531,6 +535,9 @@ impl Fleet {
 
     fn wake(&mut self, node: NodeId) {
         let now = self.now;
+        if self.nodes[node].wake.is_some_and(|at| at <= now) {
+            self.nodes[node].wake = None;
+        }
         if self.nodes[node].engine.poll_timeout().is_some_and(|at| at <= now) {
             self.nodes[node].engine.handle_timeout(now);
         }
@@ -598,7 +605,11 @@ impl Fleet {
             self.seed
         );
         if let Some(at) = self.nodes[node].engine.poll_timeout() {
-            self.schedule_at(at.max(self.now), Happening::Wake(node));
+            let at = at.max(self.now);
+            if self.nodes[node].wake.is_none_or(|scheduled| at < scheduled || scheduled < self.now) {
+                self.nodes[node].wake = Some(at);
+                self.schedule_at(at, Happening::Wake(node));
+            }
         }
     }
 

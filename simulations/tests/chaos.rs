@@ -6,6 +6,7 @@ use shoal_simulations::chaos;
 const SEED_VARIABLE: &str = "SHOAL_SEED";
 const SEEDS: u64 = 300;
 
+#[expect(clippy::print_stdout, reason = "shown only when the run panics before it has an outcome")]
 fn check(seed: u64) -> chaos::ChaosOutcome {
     println!(
         "seed {seed}; replay: {SEED_VARIABLE}={seed} cargo test -p shoal-simulations --test chaos -- --nocapture"
