@@ -43,6 +43,11 @@ impl Engine {
             }
             return;
         };
+        // The answer to `Join` is `Join` or `Absent`; nothing can come before it.
+        let answered = self.their_channel(digest, &peer).is_some();
+        if !answered && !matches!(message, Message::Absent { .. }) {
+            return self.drop_peer(peer, DropReason::Protocol, None);
+        }
         match message {
             Message::Join { .. } => {}
             Message::Absent { why, peers, .. } => {
