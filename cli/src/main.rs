@@ -1,1 +1,139 @@
-fn main() {}
+//! The `shoal` program: one binary, a subcommand for every part a machine can play.
+
+mod client;
+mod daemon;
+mod dev;
+mod flags;
+mod images;
+mod keys;
+mod show;
+mod transfer;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::flags::DaemonFlags;
+
+/// Peer-to-peer distribution of container images.
+#[derive(Parser)]
+#[command(name = "shoal", version, max_term_width = 110)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a whole mesh in this process: a bootstrap peer, an origin and gateways.
+    Dev(dev::DevArgs),
+    /// Run a bootstrap peer: a door into the mesh and nothing else.
+    Bootstrap(DaemonFlags),
+    /// Run a node: it caches and seeds. With --origin it stores durably too.
+    Node(DaemonFlags),
+    /// Run a gateway: a node that serves the OCI registry API.
+    Gateway(DaemonFlags),
+    /// Fetch a blob by digest, or an image by reference as an OCI layout in a tar file, through the local daemon.
+    Get(transfer::GetArgs),
+    /// Put a file into the mesh, and print its digest.
+    Put(transfer::PutArgs),
+    /// Show what a daemon is and has.
+    Status(show::ShowArgs),
+    /// Show the members a daemon has heard of.
+    Peers(show::ShowArgs),
+    /// Show the swarms a daemon takes part in.
+    Swarms(show::ShowArgs),
+    /// Show where the bytes of a daemon's recent blobs came from.
+    Pulls(show::ShowArgs),
+    /// Make and keep a mesh's keys.
+    #[command(subcommand)]
+    Mesh(MeshCommand),
+    /// Issue and show credentials of processes.
+    #[command(subcommand)]
+    Credential(CredentialCommand),
+    /// Look at configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum MeshCommand {
+    /// Make a new mesh: a secret root key and its public half.
+    Init {
+        /// Directory for mesh.key and mesh.pub.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum CredentialCommand {
+    /// Make a process's identity and credential.
+    Issue(keys::IssueArgs),
+    /// Show what a credential says.
+    Show {
+        /// Directory with credential.cbor.
+        #[arg(long, value_name = "DIR")]
+        identity: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration, and say what is wrong with it.
+    Check(DaemonFlags),
+    /// Print the configuration as it would be used.
+    Show(DaemonFlags),
+    /// Print the reference of all settings.
+    Reference,
+}
+
+fn main() -> ExitCode {
+    match run(Program::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, with its causes.
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("shoal: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Dev(args) => daemon::runtime()?.block_on(dev::run(args)),
+        Command::Bootstrap(flags) => {
+            let config = flags.load()?;
+            daemon::start_logging(&config)?;
+            daemon::runtime()?.block_on(daemon::run_bootstrap(config))
+        }
+        Command::Node(flags) => run_daemon(flags, false),
+        Command::Gateway(flags) => run_daemon(flags, true),
+        Command::Get(args) => daemon::small_runtime()?.block_on(transfer::get(args)),
+        Command::Put(args) => daemon::small_runtime()?.block_on(transfer::put(args)),
+        Command::Status(args) => daemon::small_runtime()?.block_on(show::status(args)),
+        Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
+        Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
+        Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
+        Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
+        Command::Credential(CredentialCommand::Issue(args)) => keys::issue(&args),
+        Command::Credential(CredentialCommand::Show { identity }) => keys::show(&identity),
+        Command::Config(ConfigCommand::Check(flags)) => flags.load().map(|_| println!("the configuration is valid")),
+        Command::Config(ConfigCommand::Show(flags)) => {
+            print!("{}", toml::to_string_pretty(&flags.load()?)?);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Reference) => {
+            print!("{}", shoal_daemon::config::Config::reference());
+            Ok(())
+        }
+    }
+}
+
+fn run_daemon(flags: DaemonFlags, gateway: bool) -> anyhow::Result<()> {
+    let config = flags.load()?;
+    daemon::start_logging(&config)?;
+    daemon::runtime()?.block_on(daemon::run_node(config, gateway))
+}

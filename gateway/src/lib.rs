@@ -14,6 +14,7 @@ mod manifest;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod metrics;
+mod node_mesh;
 pub mod port;
 mod range;
 mod route;
@@ -24,4 +25,5 @@ mod socket;
 
 pub use config::GatewayConfig;
 pub use metrics::GatewayMetrics;
+pub use node_mesh::NodeMesh;
 pub use server::{Gateway, serve};

@@ -1,1 +1,25 @@
-//! TEMP skeleton.
+//! The daemon: puts the engine, the store, both planes and the backends together.
+//!
+//! The engine decides, the [`driver`] moves bytes, [`node::Node`] is what gateways and the command line work with.
+//! Nothing here speaks the OCI API; that is the gateway's.
+
+pub mod calls;
+pub mod clock;
+pub mod config;
+pub mod directory;
+pub mod discovery;
+pub mod driver;
+pub mod keys;
+pub mod links;
+pub mod metrics;
+pub mod node;
+pub mod ops;
+mod persistence;
+mod pieces;
+pub mod pulls;
+pub mod push;
+pub mod reader;
+pub mod records;
+pub mod rpc;
+mod upkeep;
+pub mod vault;

@@ -1,0 +1,64 @@
+//! The flags of a daemon: one for every setting, from the settings' own table.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Arg, ArgAction, ArgMatches};
+use shoal_daemon::config::{Config, KEYS, KeyKind};
+
+/// The flags given.
+pub(crate) struct DaemonFlags {
+    config: Option<PathBuf>,
+    values: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl DaemonFlags {
+    /// The configuration from file, environment and these flags.
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        let file = self.config.clone().or_else(|| std::env::var_os("SHOAL_CONFIG").map(PathBuf::from));
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(file.as_deref(), variables, &self.values).context("cannot start")
+    }
+}
+
+impl clap::FromArgMatches for DaemonFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut values = BTreeMap::new();
+        for key in KEYS {
+            if key.kind == KeyKind::Switch {
+                if matches.get_flag(key.name) {
+                    values.insert(key.name, vec!["true".to_owned()]);
+                }
+            } else if let Some(given) = matches.get_many::<String>(key.name) {
+                values.insert(key.name, given.cloned().collect());
+            }
+        }
+        Ok(Self { config: matches.get_one("config").cloned(), values })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = <Self as clap::FromArgMatches>::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for DaemonFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let file = Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
+        let command = command.arg(file.help("TOML file with any of these settings [variable: SHOAL_CONFIG]"));
+        command.args(KEYS.iter().map(|key| {
+            let arg = Arg::new(key.name).long(key.name).help(format!("{} [variable: {}]", key.help(), key.variable()));
+            match key.kind {
+                KeyKind::Switch => arg.action(ArgAction::SetTrue),
+                KeyKind::List => arg.action(ArgAction::Append).value_name(key.value_name),
+                KeyKind::Text | KeyKind::Number => arg.action(ArgAction::Set).value_name(key.value_name),
+            }
+        }))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}

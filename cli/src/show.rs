@@ -1,0 +1,134 @@
+//! `shoal status`, `peers`, `swarms` and `pulls`.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::client;
+
+/// Flags of what is shown.
+#[derive(clap::Args)]
+pub(crate) struct ShowArgs {
+    /// The daemon's ops listener.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070", env = "SHOAL_OPS")]
+    ops: SocketAddr,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
+    let status: Value = client::get_json(args.ops, "/api/v1/status").await?;
+    if args.json {
+        return print_json(&status);
+    }
+    for (label, path) in [
+        ("peer", "/peer"),
+        ("version", "/version"),
+        ("zone", "/zone"),
+        ("roles", "/roles"),
+        ("listening", "/listening"),
+        ("data plane", "/data_endpoints"),
+        ("members connected", "/members_connected"),
+        ("members known", "/members_known"),
+        ("data connections", "/data_connections"),
+        ("routing table", "/routing_peers"),
+        ("records for others", "/provider_records"),
+        ("blobs announced", "/provided"),
+        ("swarms", "/swarms"),
+        ("blobs stored", "/store/blobs"),
+    ] {
+        println!("{label:<20}{}", text(status.pointer(path)));
+    }
+    let number = |path: &str| status.pointer(path).and_then(Value::as_u64).unwrap_or_default();
+    println!("{:<20}{} of {}", "store", size(number("/store/used_bytes")), size(number("/store/capacity_bytes")));
+    for origin in status.get("origins").and_then(Value::as_array).into_iter().flatten() {
+        println!("{:<20}{}  zone {}", "origin", text(origin.get("peer")), text(origin.get("zone")));
+    }
+    Ok(())
+}
+
+pub(crate) async fn peers(args: ShowArgs) -> anyhow::Result<()> {
+    let columns = [("PEER", "peer"), ("ZONE", "zone"), ("ROLES", "roles"), ("ENDPOINTS", "endpoints"), ("CONNECTED", "data_connected")];
+    table(&args, "/api/v1/peers", &columns).await
+}
+
+pub(crate) async fn swarms(args: ShowArgs) -> anyhow::Result<()> {
+    let columns = [
+        ("BLOB", "digest"),
+        ("SIZE", "size"),
+        ("HAVE", "pieces_have"),
+        ("OF", "pieces_total"),
+        ("PEERS", "peers"),
+        ("READERS", "readers"),
+    ];
+    table(&args, "/api/v1/swarms", &columns).await
+}
+
+pub(crate) async fn pulls(args: ShowArgs) -> anyhow::Result<()> {
+    let rows: Vec<Value> = client::get_json(args.ops, "/api/v1/pulls").await?;
+    if args.json {
+        return print_json(&Value::Array(rows));
+    }
+    for row in &rows {
+        let number = |key: &str| row.get(key).and_then(Value::as_u64).unwrap_or_default();
+        let took = match (row.get("started_ms").and_then(Value::as_u64), row.get("completed_ms").and_then(Value::as_u64)) {
+            (Some(start), Some(end)) => format!("in {:.2} s", end.saturating_sub(start) as f64 / 1000.0),
+            _ => String::new(),
+        };
+        println!("{}  {} {took}", text(row.get("digest")), size(number("size")));
+        for (peer, share) in row.get("peers").and_then(Value::as_object).into_iter().flatten() {
+            let bytes = share.get("bytes").and_then(Value::as_u64).unwrap_or_default();
+            println!("    {:>10}  from {peer}  zone {}", size(bytes), text(share.get("zone")));
+        }
+        for (label, key) in [
+            ("from other peers", "others_bytes"),
+            ("from the backend", "backend_bytes"),
+            ("read here by clients", "local_bytes"),
+            ("sent to peers", "served_bytes"),
+        ] {
+            if number(key) > 0 {
+                println!("    {:>10}  {label}", size(number(key)));
+            }
+        }
+        if let Some(why) = row.get("failed").and_then(Value::as_str) {
+            println!("    failed: {why}");
+        }
+    }
+    Ok(())
+}
+
+async fn table(args: &ShowArgs, path: &str, columns: &[(&str, &str)]) -> anyhow::Result<()> {
+    let rows: Vec<Value> = client::get_json(args.ops, path).await?;
+    if args.json {
+        return print_json(&Value::Array(rows));
+    }
+    let mut lines = vec![columns.iter().map(|(title, _)| (*title).to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows.iter().map(|row| columns.iter().map(|(_, key)| text(row.get(*key))).collect()));
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|column| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0))
+        .collect();
+    for line in &lines {
+        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+    Ok(())
+}
+
+fn print_json(value: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn text(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) => items.iter().map(|item| text(Some(item))).collect::<Vec<_>>().join(" "),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).to_string()
+}

@@ -1,0 +1,393 @@
+//! The configuration of a daemon: one flat table of settings, each of them a TOML key, a command-line flag and a
+//! `SHOAL_*` variable.
+//!
+//! Later layers win: built-in default, file, environment, flags. Everything is checked once, at load.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use shoal_types::{Endpoint, Zone};
+
+/// How a setting is written on a command line and in the environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// A text, path, size, duration or address.
+    Text,
+    /// A whole number.
+    Number,
+    /// A flag with no value, or `true`/`false`.
+    Switch,
+    /// A flag that may be repeated; commas separate values in a variable.
+    List,
+}
+
+/// One setting, for generating flags and documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name in a file, `like-this`.
+    pub name: &'static str,
+    /// Its documentation, a line each.
+    pub doc: &'static [&'static str],
+    /// What its value looks like.
+    pub value_name: &'static str,
+    /// How it is written.
+    pub kind: KeyKind,
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("SHOAL_{}", self.name.to_uppercase().replace('-', "_"))
+    }
+
+    /// The documentation as one paragraph.
+    pub fn help(&self) -> String {
+        self.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $doc:literal])* $(#[serde($($serde:tt)*)])? $field:ident ($name:literal, $kind:ident, $value:literal): $type:ty = $default:expr; )*) => {
+        /// All settings of a daemon.
+        #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Config {
+            $( $(#[doc = $doc])* #[serde(rename = $name $(, $($serde)*)?)] pub $field: $type, )*
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $( $field: $default, )* }
+            }
+        }
+
+        /// Every setting, in the order of the documentation.
+        pub const KEYS: &[Key] = &[
+            $( Key { name: $name, doc: &[$($doc),*], value_name: $value, kind: KeyKind::$kind }, )*
+        ];
+    };
+}
+
+settings! {
+    /// Directory that holds pieces, blobs and what describes them. One daemon a directory.
+    data_dir("data-dir", Text, "DIR"): PathBuf = PathBuf::from("/var/lib/shoal");
+    /// Directory with this process's `identity.key` and `credential.cbor`, as `shoal credential issue` writes them.
+    identity("identity", Text, "DIR"): PathBuf = PathBuf::from("/etc/shoal/identity");
+    /// File with the mesh's public key, as `shoal mesh init` writes it.
+    mesh_pub("mesh-pub", Text, "FILE"): PathBuf = PathBuf::from("/etc/shoal/mesh.pub");
+    /// Zone this process is in. It must be the one its credential names; leave it out to take the credential's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone("zone", Text, "ZONE"): Option<Zone> = None;
+    /// Where the control plane (DHT and gossip) listens, as multiaddrs.
+    listen("listen", List, "MULTIADDR"): Vec<String> = vec!["/ip4/0.0.0.0/tcp/4001".to_owned()];
+    /// Where the data plane (pieces) listens.
+    data_listen("data-listen", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([0, 0, 0, 0], 4002));
+    /// What others should dial for the control plane, as multiaddrs, when it is not what this process listens on
+    /// (NAT, VPN).
+    announce("announce", List, "MULTIADDR"): Vec<String> = vec![];
+    /// What others should dial for the data plane, when it is not what this process listens on.
+    data_announce("data-announce", List, "HOST:PORT"): Vec<Endpoint> = vec![];
+    /// Peers through which to enter the mesh: multiaddrs, or `dnsaddr:NAME`.
+    bootstrap("bootstrap", List, "MULTIADDR"): Vec<String> = vec![];
+    /// Where the OCI registry API listens; only a gateway does.
+    gateway("gateway", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([127, 0, 0, 1], 5000));
+    /// Where health, metrics and status listen.
+    ops("ops", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7070));
+    /// Whether this process is an origin: it stores pushed blobs and vouches for metainfo and tags.
+    origin("origin", Switch, ""): bool = false;
+    /// Where an origin stores durably, such as `fs:/srv/shoal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend("backend", Text, "URL"): Option<String> = None;
+    /// Number of origins that must have a pushed blob or tag on stable storage before the push is acknowledged.
+    replicas("replicas", Number, "N"): usize = 1;
+    /// Most bytes of blobs kept on disk; without it, what the file system has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capacity("capacity", Text, "SIZE"): Option<ByteSize> = None;
+    /// Most payload bytes a second received from peers; without it, no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_in("rate-in", Text, "SIZE"): Option<ByteSize> = None;
+    /// Most payload bytes a second sent to peers; without it, no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_out("rate-out", Text, "SIZE"): Option<ByteSize> = None;
+    /// Most payload bytes a second received from other zones; without it, no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone_rate_in("zone-rate-in", Text, "SIZE"): Option<ByteSize> = None;
+    /// Most payload bytes a second sent to other zones; without it, no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone_rate_out("zone-rate-out", Text, "SIZE"): Option<ByteSize> = None;
+    /// Most memory for pieces on their way.
+    buffer_memory("buffer-memory", Text, "SIZE"): ByteSize = ByteSize::mib(64);
+    /// Most data-plane connections.
+    connections_max("connections-max", Number, "N"): usize = 512;
+    /// How long a pull waits for somebody who has the blob, when those who should know cannot be asked.
+    #[serde(with = "humantime_serde")]
+    search_patience("search-patience", Text, "DURATION"): Duration = Duration::from_secs(10);
+    /// How often an origin says that it is alive.
+    #[serde(with = "humantime_serde")]
+    heartbeat_interval("heartbeat-interval", Text, "DURATION"): Duration = Duration::from_secs(5);
+    /// How long running requests may take to end after SIGTERM.
+    #[serde(with = "humantime_serde")]
+    drain_timeout("drain-timeout", Text, "DURATION"): Duration = Duration::from_secs(20);
+    /// Whether the registry API may delete tags, manifests and blobs.
+    deletes("deletes", Text, "true|false"): Toggle = Toggle(true);
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,shoal_engine=debug`.
+    log("log", Text, "FILTER"): String = "info".to_owned();
+    /// How logs look: `human` or `json`.
+    log_format("log-format", Text, "FORMAT"): LogFormat = LogFormat::Human;
+}
+
+/// A yes or no that defaults to yes, so that it is written with a value everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Toggle(pub bool);
+
+impl<'de> Deserialize<'de> for Toggle {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Toggle;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true or false")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Toggle, E> {
+                Ok(Toggle(value))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Toggle, E> {
+                text.parse().map(Toggle).map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {message}")]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// A value has the wrong form, or a key is unknown.
+    #[error("bad configuration: {0}")]
+    Value(String),
+    /// Settings contradict each other.
+    #[error("bad configuration: {0}")]
+    Conflict(String),
+}
+
+impl Config {
+    /// Puts the layers together and checks the result.
+    ///
+    /// `file` is the file named by the user, `variables` the process's environment, `flags` the values given on the
+    /// command line by key name (a switch as `true`).
+    ///
+    /// # Errors
+    /// [`ConfigError`], whose text names the key and says what to do.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        flags: &BTreeMap<&'static str, Vec<String>>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            Some(path) => read_file(path)?,
+            None => toml::Table::new(),
+        };
+        // The file on its own first, so that an error is blamed on it.
+        let own: Result<Self, _> = table.clone().try_into();
+        own.map_err(|error: toml::de::Error| {
+            let place = file.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+            ConfigError::Value(format!("{place}{}", one_line(&error.to_string())))
+        })?;
+        let variables: BTreeMap<String, String> = variables.into_iter().collect();
+        for key in KEYS {
+            if let Some(value) = variables.get(&key.variable()) {
+                let values = match key.kind {
+                    KeyKind::List => value.split(',').map(|part| part.trim().to_owned()).collect(),
+                    _ => vec![value.clone()],
+                };
+                overlay(&mut table, key, &key.variable(), &values)?;
+            }
+            if let Some(values) = flags.get(key.name) {
+                overlay(&mut table, key, &format!("--{}", key.name), values)?;
+            }
+        }
+        let config: Self =
+            table.try_into().map_err(|error: toml::de::Error| ConfigError::Value(one_line(&error.to_string())))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let conflict = |text: &str| Err(ConfigError::Conflict(text.to_owned()));
+        if self.replicas == 0 {
+            return conflict("replicas must be at least 1: a push has to be kept somewhere");
+        }
+        if self.origin && self.backend.is_none() {
+            return conflict("an origin needs a backend: set backend, for instance --backend fs:/srv/shoal");
+        }
+        if !self.origin && self.backend.is_some() {
+            return conflict("backend is set, but only an origin has one: set origin = true as well");
+        }
+        if self.buffer_memory.as_u64() < 16 << 20 {
+            return conflict("buffer-memory must be at least 16MiB: four pieces of the largest size");
+        }
+        if self.listen.is_empty() {
+            return conflict("listen is empty: the control plane needs at least one multiaddr");
+        }
+        if self.connections_max < 8 {
+            return conflict("connections-max must be at least 8");
+        }
+        Ok(())
+    }
+
+    /// The settings' reference as Markdown: `docs/CONFIGURATION.md`.
+    pub fn reference() -> String {
+        let defaults = toml::Table::try_from(Self::default()).unwrap_or_default();
+        let mut text = String::from(REFERENCE_HEAD);
+        for key in KEYS {
+            let default = defaults.get(key.name).map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
+            let flag = match key.kind {
+                KeyKind::Switch => format!("--{}", key.name),
+                KeyKind::List => format!("--{} {} (repeatable)", key.name, key.value_name),
+                _ => format!("--{} {}", key.name, key.value_name),
+            };
+            text.push_str(&format!(
+                "\n## `{}`\n\n{}\n\nFlag `{flag}`, variable `{}`, default {default}.\n",
+                key.name,
+                key.help(),
+                key.variable()
+            ));
+        }
+        text
+    }
+}
+
+const REFERENCE_HEAD: &str = "# Configuration
+
+Generated from the settings' definitions in `node/daemon/src/config.rs`; a test checks that it is fresh
+(`SHOAL_WRITE_DOCS=1 cargo test -p shoal-daemon reference` writes it).
+
+Every setting is a key in the TOML file given by `--config FILE`, a flag, and a `SHOAL_*` variable. A flag wins over a
+variable, a variable over the file. Sizes are written like `64MiB`, durations like `30s`; rates are sizes a second.
+";
+
+fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+        path: path.to_owned(),
+        message: one_line(&error.to_string()),
+    })
+}
+
+fn overlay(table: &mut toml::Table, key: &Key, from: &str, values: &[String]) -> Result<(), ConfigError> {
+    use toml::Value;
+    let last = values.last().map_or("", String::as_str);
+    let value = match key.kind {
+        KeyKind::Text => Value::String(last.to_owned()),
+        KeyKind::List => Value::Array(values.iter().cloned().map(Value::String).collect()),
+        KeyKind::Number => Value::Integer(
+            last.parse()
+                .map_err(|_| ConfigError::Value(format!("{from}: {last:?} is not a whole number")))?,
+        ),
+        KeyKind::Switch => Value::Boolean(
+            last.parse().map_err(|_| ConfigError::Value(format!("{from}: {last:?} is not true or false")))?,
+        ),
+    };
+    // The one value on its own, so that an error is blamed on the flag or variable.
+    let mut alone = toml::Table::new();
+    alone.insert(key.name.to_owned(), value.clone());
+    let checked: Result<Config, toml::de::Error> = alone.try_into();
+    checked.map_err(|error| ConfigError::Value(format!("{from}: {}", one_line(error.message()))))?;
+    table.insert(key.name.to_owned(), value);
+    Ok(())
+}
+
+/// An error is one line: TOML's own show the source in several.
+fn one_line(text: &str) -> String {
+    text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, variables: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shoal.toml");
+        std::fs::write(&path, file).unwrap();
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut map: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        for (name, value) in flags {
+            map.entry(name).or_default().push((*value).to_owned());
+        }
+        Config::load(Some(&path), variables, &map)
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let file = "replicas = 2\nrate-out = \"8MiB\"\nsearch-patience = \"3s\"\nbootstrap = [\"/ip4/10.0.0.1/tcp/1\"]";
+        let config = load(file, &[("SHOAL_REPLICAS", "3")], &[]).unwrap();
+        assert_eq!((config.replicas, config.rate_out), (3, Some(ByteSize::mib(8))));
+        assert_eq!(config.search_patience, Duration::from_secs(3));
+        let config = load(file, &[("SHOAL_REPLICAS", "3")], &[("replicas", "4")]).unwrap();
+        assert_eq!(config.replicas, 4);
+        let config = load(file, &[("SHOAL_BOOTSTRAP", "a, b")], &[]).unwrap();
+        assert_eq!(config.bootstrap, ["a", "b"]);
+        let config = load(file, &[], &[("bootstrap", "x"), ("bootstrap", "y"), ("deletes", "false")]).unwrap();
+        assert_eq!((config.bootstrap, config.deletes), (vec!["x".to_owned(), "y".to_owned()], Toggle(false)));
+    }
+
+    #[test]
+    fn errors_are_one_line_that_names_the_culprit() {
+        let line = |result: Result<Config, ConfigError>| {
+            let text = result.unwrap_err().to_string();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            text
+        };
+        assert!(line(load("replica = 2", &[], &[])).contains("replica"));
+        assert!(line(load("replicas = [", &[], &[])).contains("shoal.toml"));
+        assert!(line(load("", &[("SHOAL_RATE_IN", "fast")], &[])).contains("SHOAL_RATE_IN"));
+        assert!(line(load("", &[], &[("replicas", "many")])).contains("--replicas"));
+        assert!(line(load("", &[], &[("zone", "EU!")])).contains("--zone"));
+        assert!(line(load("origin = true", &[], &[])).contains("backend"));
+        assert!(line(load("replicas = 0", &[], &[])).contains("replicas"));
+    }
+
+    #[test]
+    fn the_reference_is_fresh() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/CONFIGURATION.md");
+        if std::env::var_os("SHOAL_WRITE_DOCS").is_some() {
+            std::fs::write(&path, Config::reference()).unwrap();
+        }
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(there, Config::reference(), "run SHOAL_WRITE_DOCS=1 cargo test -p shoal-daemon reference");
+    }
+}

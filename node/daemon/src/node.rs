@@ -1,0 +1,173 @@
+//! A running node: what a gateway, the command line and the status pages work with.
+
+mod blobs;
+mod images;
+mod start;
+mod uploads;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use shoal_net::control::ControlHandle;
+use shoal_net::data::DataHandle;
+use shoal_net::identity::Identity;
+use shoal_net::tls::TlsSetup;
+use shoal_store::{KvTable, Store, UploadId};
+use shoal_types::{PeerId, Zone};
+use tokio::sync::watch;
+
+pub use blobs::{OpenError, StatError};
+pub use images::{ManifestError, Resolved};
+pub use start::StartError;
+pub use uploads::{AppendError, BeginError, FinishError};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::discovery::Discovery;
+use crate::driver::DriverHandle;
+use crate::links::Links;
+use crate::metrics::Metrics;
+use crate::pulls::Pulls;
+use crate::records::service::Records;
+use crate::vault::Vault;
+
+/// A running node. Cheap to clone; clones are the same node.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    identity: Identity,
+    tls: TlsSetup,
+    clock: Clock,
+    store: Store,
+    uploads: KvTable,
+    /// Uploads some request is writing to.
+    writing: Mutex<HashSet<UploadId>>,
+    data: DataHandle,
+    control: ControlHandle,
+    driver: DriverHandle,
+    links: Arc<Links>,
+    directory: Arc<Directory>,
+    discovery: Arc<Discovery>,
+    records: Arc<Records>,
+    vault: Option<Arc<Vault>>,
+    pulls: Arc<Pulls>,
+    metrics: Arc<Metrics>,
+    registry: Mutex<Registry>,
+    /// Becomes true when the node is to stop.
+    stopping: watch::Sender<bool>,
+}
+
+impl Node {
+    /// Who this process is.
+    pub fn peer_id(&self) -> PeerId {
+        self.0.identity.peer_id()
+    }
+
+    /// Its zone.
+    pub fn zone(&self) -> &Zone {
+        &self.0.identity.credential.value().zone
+    }
+
+    /// Its identity.
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// Its TLS identity, and the count of those it turned away.
+    pub fn tls(&self) -> &TlsSetup {
+        &self.0.tls
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Its clocks.
+    pub fn clock(&self) -> Clock {
+        self.0.clock
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Its control plane.
+    pub fn control(&self) -> &ControlHandle {
+        &self.0.control
+    }
+
+    /// Its data plane.
+    pub fn data(&self) -> &DataHandle {
+        &self.0.data
+    }
+
+    /// The driver of its engine.
+    pub fn driver(&self) -> &DriverHandle {
+        &self.0.driver
+    }
+
+    /// Its connections, for asking peers.
+    pub fn links(&self) -> &Links {
+        &self.0.links
+    }
+
+    /// The members it has heard of.
+    pub fn directory(&self) -> &Directory {
+        &self.0.directory
+    }
+
+    /// How it finds who has what.
+    pub fn discovery(&self) -> &Discovery {
+        &self.0.discovery
+    }
+
+    /// The registers of repositories.
+    pub fn records(&self) -> &Records {
+        &self.0.records
+    }
+
+    /// Its durable side, if it is an origin.
+    pub fn vault(&self) -> Option<&Arc<Vault>> {
+        self.0.vault.as_ref()
+    }
+
+    /// Where the bytes of recent blobs came from.
+    pub fn pulls(&self) -> &Pulls {
+        &self.0.pulls
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The registry of all metrics of this process, for adding to it and for scraping.
+    pub fn registry(&self) -> &Mutex<Registry> {
+        &self.0.registry
+    }
+
+    /// Resolves when the node is to stop.
+    pub async fn stopping(&self) {
+        let mut stopping = self.0.stopping.subscribe();
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+
+    /// Stops the node: says good-bye to the mesh, writes out what is not saved, closes every connection.
+    pub async fn stop(&self) {
+        self.0.stopping.send_replace(true);
+        self.0.control.shutdown().await;
+        self.0.driver.stop().await;
+        self.0.data.shutdown().await;
+        let store = self.0.store.clone();
+        if let Err(why) = crate::driver::blocking(move || store.flush()).await {
+            tracing::warn!(%why, "the store could not be flushed");
+        }
+    }
+}

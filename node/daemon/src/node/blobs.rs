@@ -1,0 +1,164 @@
+//! Reading blobs: from the store, or from the mesh while they arrive.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use shoal_engine::io::{ReadError, ReaderWant};
+use shoal_types::{Digest, RepositoryName};
+
+use super::Node;
+use crate::driver::blocking;
+use crate::reader::BlobReader;
+use crate::rpc::{Answer, Found, Request};
+
+/// Owners asked whether they have a blob; further down the ranking none should.
+const OWNERS_ASKED: usize = 8;
+/// How long an owner may take to look into its store and backend.
+const STAT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a blob's size cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StatError {
+    /// Those who would know say that there is none.
+    #[error("the blob is not in the mesh")]
+    NotFound,
+    /// Those who would know cannot be reached.
+    #[error("nobody who may have the blob can be reached")]
+    Unavailable,
+    /// The local store failed.
+    #[error("the local store failed: {0}")]
+    Store(String),
+}
+
+/// Why a blob cannot be opened.
+pub type OpenError = ReadError;
+
+impl Node {
+    /// Size in bytes of a blob. Nothing is downloaded.
+    ///
+    /// # Errors
+    /// [`StatError`].
+    pub async fn stat(&self, digest: Digest, repository: Option<&RepositoryName>) -> Result<u64, StatError> {
+        let store = self.store().clone();
+        let entry = blocking(move || store.lookup(&digest)).await.map_err(StatError::Store)?;
+        if let Some(entry) = entry.filter(|entry| entry.complete) {
+            return Ok(entry.metainfo.size());
+        }
+        match self.ask_owners(digest, repository).await {
+            Some(Found::Size(size)) => Ok(size),
+            Some(Found::Absent) => Err(StatError::NotFound),
+            // Nobody answers for the blob: look for a cache that has it.
+            Some(Found::Unsure) | None => self.stat_in_swarm(digest).await,
+        }
+    }
+
+    /// What the owners say of a blob; `None` when none of them answers.
+    async fn ask_owners(&self, digest: Digest, repository: Option<&RepositoryName>) -> Option<Found> {
+        let request = Request::Stat { digest, repository: repository.cloned() };
+        let owners = self.discovery().blob_owners(&digest);
+        let mut asked: FuturesUnordered<_> = owners
+            .iter()
+            .take(OWNERS_ASKED)
+            .map(|owner| async {
+                if owner.peer == self.peer_id() {
+                    return Some(self.stat_here(digest).await);
+                }
+                match self.links().ask(owner.peer, &owner.endpoints, &request, STAT_TIMEOUT).await {
+                    Ok(Answer::Stat(found)) => Some(found),
+                    _ => None,
+                }
+            })
+            .collect();
+        let mut all = None;
+        while let Some(answer) = asked.next().await {
+            all = match (all, answer) {
+                (_, Some(Found::Size(size))) => return Some(Found::Size(size)),
+                (_, Some(Found::Unsure)) | (Some(Found::Unsure), _) => Some(Found::Unsure),
+                (known, None) => known,
+                (_, Some(Found::Absent)) => Some(Found::Absent),
+            };
+        }
+        all
+    }
+
+    /// What this process itself has of a blob: the answer to a peer's question.
+    pub(crate) async fn stat_here(&self, digest: Digest) -> Found {
+        let store = self.store().clone();
+        match blocking(move || store.lookup(&digest)).await {
+            Ok(Some(entry)) if entry.complete => return Found::Size(entry.metainfo.size()),
+            Ok(_) => {}
+            Err(why) => {
+                tracing::warn!(%digest, %why, "the store cannot be asked for a blob");
+                return Found::Unsure;
+            }
+        }
+        let Some(vault) = self.vault() else { return Found::Absent };
+        match vault.stat(&digest).await {
+            Ok(Some(size)) => Found::Size(size),
+            Ok(None) => Found::Absent,
+            Err(_) => Found::Unsure,
+        }
+    }
+
+    async fn stat_in_swarm(&self, digest: Digest) -> Result<u64, StatError> {
+        let mut reader = self.driver().open(digest, ReaderWant::Metainfo).await;
+        match reader.metainfo().await {
+            Ok(metainfo) => Ok(metainfo.size()),
+            Err(ReadError::NotFound) => Err(StatError::NotFound),
+            Err(ReadError::Store(why)) => Err(StatError::Store(why)),
+            Err(_) => Err(StatError::Unavailable),
+        }
+    }
+
+    /// Opens a blob, or the bytes of `range`, for reading in order. Returns when the size is known; bytes come while
+    /// the blob arrives. However many readers a blob has, it is downloaded once.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the search is over, or the range begins beyond the end.
+    pub async fn open(&self, digest: Digest, range: Option<Range<u64>>) -> Result<BlobReader, OpenError> {
+        self.metrics().pulls.inc();
+        let range = range.unwrap_or(0..u64::MAX);
+        let store = self.store().clone();
+        let entry = blocking(move || store.lookup(&digest)).await.map_err(ReadError::Store)?;
+        if let Some(entry) = entry.filter(|entry| entry.complete) {
+            let size = entry.metainfo.size();
+            check_range(&range, size)?;
+            return Ok(BlobReader::local(self.store().clone(), digest, size, range));
+        }
+        let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
+        let size = reader.metainfo().await?.size();
+        check_range(&range, size)?;
+        Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader))
+    }
+
+    /// All bytes of a small blob.
+    ///
+    /// # Errors
+    /// [`OpenError`]; also when the blob has more than `limit` bytes.
+    pub async fn read_all(&self, digest: Digest, limit: u64) -> Result<Vec<u8>, OpenError> {
+        let mut reader = self.open(digest, None).await?;
+        if reader.size() > limit {
+            return Err(ReadError::Store(format!("{digest} has {} bytes, more than {limit}", reader.size())));
+        }
+        let mut all = Vec::new();
+        while let Some(bytes) = reader.next().await.map_err(|error| ReadError::Store(error.to_string()))? {
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all)
+    }
+
+    /// Fetches a whole blob into the store.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn fetch(&self, digest: Digest) -> Result<(), OpenError> {
+        let mut reader = self.driver().open(digest, ReaderWant::Whole).await;
+        reader.done().await
+    }
+}
+
+fn check_range(range: &Range<u64>, size: u64) -> Result<(), OpenError> {
+    if range.start > 0 && range.start >= size { Err(ReadError::Range { size }) } else { Ok(()) }
+}

@@ -1,0 +1,282 @@
+//! Putting the parts together.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use shoal_engine::config::EngineConfig;
+use shoal_engine::engine::Engine;
+use shoal_net::control::{Control, ControlConfig, ControlHandle};
+use shoal_net::data::{DataConfig, DataEvent, DataHandle, DataPlane};
+use shoal_net::identity::Identity;
+use shoal_net::tls::{TlsSetup, system_clock};
+use shoal_origin::{BackendUrl, BackendUrlError};
+use shoal_store::{Store, StoreConfig, Table};
+use shoal_types::Role;
+use tokio::sync::{mpsc, watch};
+
+use super::{Inner, Node};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::discovery::Discovery;
+use crate::driver::{self, Parts, blocking};
+use crate::links::Links;
+use crate::metrics::Metrics;
+use crate::persistence::{Memory, RecordTable};
+use crate::pulls::Pulls;
+use crate::records::ledger::Ledger;
+use crate::records::service::Records;
+use crate::vault::Vault;
+use crate::{calls, upkeep};
+
+/// Why a node does not start. The text is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Configuration and credential contradict each other.
+    #[error("{0}")]
+    Config(String),
+    /// The store does not open.
+    #[error("cannot open the store: {0}")]
+    Store(String),
+    /// The backend does not open.
+    #[error("cannot open the backend: {0}")]
+    Backend(String),
+    /// A port cannot be listened on, or TLS cannot be set up.
+    #[error("cannot start the {plane} plane: {why}")]
+    Plane {
+        /// `data` or `control`.
+        plane: &'static str,
+        /// What happened.
+        why: String,
+    },
+}
+
+impl Node {
+    /// Starts a node: opens the store, listens on both planes, joins the mesh.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config, identity: Identity) -> Result<Self, StartError> {
+        check(&config, &identity)?;
+        let clock = Clock::new();
+        let store = open_store(&config, clock).await?;
+        let tls = TlsSetup::new(identity.clone(), system_clock(), TlsSetup::admit_members())
+            .map_err(|error| StartError::Plane { plane: "data", why: error.to_string() })?;
+        let (data, data_events) = bind_data(&config, &tls).await?;
+        let (control, control_events) = start_control(&config, &tls, &store, &data).await?;
+        let mut registry = Registry::default();
+        let (removed_sender, removed) = mpsc::unbounded_channel();
+        store.on_removal(move |digest, reason| {
+            let _ = removed_sender.send((digest, reason));
+        });
+        let (calls_sender, incoming) = mpsc::channel(calls::QUEUE);
+        let inner = assemble(
+            config,
+            tls,
+            clock,
+            store,
+            (data, data_events),
+            control,
+            calls_sender,
+            &mut registry,
+        )
+        .await?;
+        let node = Self(Arc::new(Inner { registry: Mutex::new(registry), ..inner }));
+        tokio::spawn(calls::serve(node.clone(), incoming));
+        tokio::spawn(upkeep::listen(node.clone(), control_events));
+        tokio::spawn(upkeep::follow_removals(node.clone(), removed));
+        tokio::spawn(upkeep::keep_house(node.clone()));
+        if node.vault().is_some() {
+            tokio::spawn(upkeep::restore_copies(node.clone()));
+        }
+        Ok(node)
+    }
+}
+
+fn check(config: &Config, identity: &Identity) -> Result<(), StartError> {
+    let credential = identity.credential.value();
+    if let Some(zone) = &config.zone
+        && *zone != credential.zone
+    {
+        return Err(StartError::Config(format!(
+            "zone is set to {zone}, but the credential says {}: leave zone out, or issue another credential",
+            credential.zone
+        )));
+    }
+    if config.origin && !credential.roles.contains(Role::Origin) {
+        return Err(StartError::Config(format!(
+            "origin is set, but the credential's roles are {}: issue one with the role origin",
+            credential.roles
+        )));
+    }
+    Ok(())
+}
+
+async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
+    let mut settings = StoreConfig::new(config.data_dir.join("store"));
+    settings.capacity_bytes = config.capacity.map(|size| size.as_u64());
+    let (store, report) = blocking(move || Store::open(settings, clock.wall())).await.map_err(StartError::Store)?;
+    tracing::info!(?report, "the store is open");
+    Ok(store)
+}
+
+async fn bind_data(config: &Config, tls: &TlsSetup) -> Result<(DataHandle, mpsc::Receiver<DataEvent>), StartError> {
+    let settings = DataConfig {
+        listen: config.data_listen,
+        announce: config.data_announce.clone(),
+        connections_max: config.connections_max,
+        buffer_bytes_max: usize::try_from(config.buffer_memory.as_u64()).unwrap_or(usize::MAX),
+        ..DataConfig::default()
+    };
+    DataPlane::bind(settings, tls.clone())
+        .await
+        .map_err(|error| StartError::Plane { plane: "data", why: error.to_string() })
+}
+
+async fn start_control(
+    config: &Config,
+    tls: &TlsSetup,
+    store: &Store,
+    data: &DataHandle,
+) -> Result<(ControlHandle, mpsc::Receiver<shoal_net::control::ControlEvent>), StartError> {
+    let fail = |why: String| StartError::Plane { plane: "control", why };
+    let mut settings = ControlConfig {
+        listen: parse_all(&config.listen, "listen")?,
+        announce: parse_all(&config.announce, "announce")?,
+        data_endpoints: config.data_announce.clone(),
+        data_port: Some(data.local_addr().port()),
+        bootstrap: parse_all(&config.bootstrap, "bootstrap")?,
+        ..ControlConfig::default()
+    };
+    settings.heartbeat.interval = config.heartbeat_interval;
+    let memory = Arc::new(Memory::new(store));
+    let (control, events) =
+        Control::start(settings, tls.clone(), memory).await.map_err(|error| fail(error.to_string()))?;
+    if config.origin {
+        control.set_heartbeat(true).await;
+    }
+    Ok((control, events))
+}
+
+fn parse_all<T: std::str::FromStr>(texts: &[String], key: &str) -> Result<Vec<T>, StartError>
+where
+    T::Err: std::fmt::Display,
+{
+    let parse = |text: &String| text.parse().map_err(|error| StartError::Config(format!("{key}: {text:?}: {error}")));
+    texts.iter().map(parse).collect()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where all parts meet")]
+async fn assemble(
+    config: Config,
+    tls: TlsSetup,
+    clock: Clock,
+    store: Store,
+    (data, data_events): (DataHandle, mpsc::Receiver<DataEvent>),
+    control: ControlHandle,
+    calls: mpsc::Sender<driver::IncomingCall>,
+    registry: &mut Registry,
+) -> Result<Inner, StartError> {
+    let identity = tls.identity().clone();
+    let (local, zone) = (identity.peer_id(), identity.credential.value().zone.clone());
+    let metrics = Arc::new(Metrics::new(registry, zone.clone()));
+    let pulls = Arc::new(Pulls::default());
+    let directory = Arc::new(Directory::default());
+    let links = Links::new(data.clone());
+    let discovery = Arc::new(Discovery::new(control.clone(), Arc::clone(&directory), local, zone.clone()));
+    let vault = match &config.backend {
+        Some(url) if config.origin => Some(open_vault(url, &store, &identity, &control).await?),
+        _ => None,
+    };
+    let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
+    let engine_config = engine_config(&config)?;
+    let (driver, _task) = {
+        let parts = (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
+        let (vault, pulls, metrics) = (vault.clone(), Arc::clone(&pulls), Arc::clone(&metrics));
+        let (store, data, links, directory, discovery) = parts;
+        driver::spawn(
+            move |_| Parts {
+                engine: Engine::new(engine_config, local, zone, seed, clock.now()),
+                clock,
+                store,
+                data,
+                links,
+                directory,
+                discovery,
+                vault,
+                pulls,
+                metrics,
+                creating: HashMap::new(),
+                calls,
+            },
+            data_events,
+        )
+    };
+    let ledger = Ledger::new(Box::new(RecordTable(store.table(Table::Records))));
+    let records = Arc::new(Records::new(
+        ledger,
+        identity.clone(),
+        Arc::clone(&discovery),
+        Arc::clone(&directory),
+        Arc::clone(&links),
+        control.clone(),
+    ));
+    Ok(Inner {
+        uploads: store.table(Table::Misc),
+        writing: Mutex::new(HashSet::new()),
+        registry: Mutex::default(),
+        stopping: watch::channel(false).0,
+        config,
+        identity,
+        tls,
+        clock,
+        store,
+        data,
+        control,
+        driver,
+        links,
+        directory,
+        discovery,
+        records,
+        vault,
+        pulls,
+        metrics,
+    })
+}
+
+async fn open_vault(
+    url: &str,
+    store: &Store,
+    identity: &Identity,
+    control: &ControlHandle,
+) -> Result<Arc<Vault>, StartError> {
+    let url: BackendUrl = url.parse().map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    let backend = url.open().await.map_err(|error| StartError::Backend(error.to_string()))?;
+    let control = control.clone();
+    let news = move |message| {
+        let control = control.clone();
+        tokio::spawn(async move {
+            if let Err(error) = control.publish(message).await {
+                tracing::debug!(%error, "news are not published");
+            }
+        });
+    };
+    Ok(Arc::new(Vault::new(backend, store.clone(), identity.clone(), Box::new(news))))
+}
+
+fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {
+    let rate = |size: Option<bytesize::ByteSize>| size.map(|size| size.as_u64());
+    let settings = EngineConfig {
+        rate_in_bytes_per_sec: rate(config.rate_in),
+        rate_out_bytes_per_sec: rate(config.rate_out),
+        zone_rate_in_bytes_per_sec: rate(config.zone_rate_in),
+        zone_rate_out_bytes_per_sec: rate(config.zone_rate_out),
+        buffer_bytes_max: config.buffer_memory.as_u64(),
+        search_patience: config.search_patience,
+        ..EngineConfig::default()
+    };
+    settings.validate().map_err(|error| StartError::Config(error.to_string()))?;
+    Ok(settings)
+}

@@ -1,0 +1,267 @@
+//! The ops listener: health, metrics, status, and blobs for the command line. On loopback by default; it has no
+//! authentication, so keep it there.
+
+mod blobs;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::Serialize;
+use shoal_engine::{SwarmPeerStatus, SwarmStatus};
+use shoal_types::{Digest, PeerId};
+use tokio::net::TcpListener;
+
+use crate::metrics::FigureLabel;
+use crate::node::Node;
+use crate::pulls::Pull;
+
+/// Starts the listener; it serves until the node stops.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn serve(node: Node, address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let local = listener.local_addr()?;
+    let stopping = node.clone();
+    let router = router(node);
+    tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.stopping().await });
+        if let Err(error) = served.await {
+            tracing::error!(%error, "the ops listener failed");
+        }
+    });
+    Ok(local)
+}
+
+fn router(node: Node) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/peers", get(peers))
+        .route("/api/v1/swarms", get(swarms))
+        .route("/api/v1/pulls", get(pulls))
+        .route("/api/v1/blobs/{digest}", get(blobs::read))
+        .route("/api/v1/blobs/{digest}", put(blobs::write))
+        .route("/api/v1/manifests/{*image}", get(blobs::manifest))
+        .with_state(node)
+}
+
+/// Ready: the store is open (or the node would not run) and the mesh is joined, or there is none to join.
+async fn ready(State(node): State<Node>) -> Response {
+    match node.control().status().await {
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the control plane has stopped\n").into_response(),
+        Some(status) if status.peers.is_empty() && !node.config().bootstrap.is_empty() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "no member of the mesh is connected\n").into_response()
+        }
+        Some(_) => "ready\n".into_response(),
+    }
+}
+
+async fn metrics(State(node): State<Node>) -> Response {
+    refresh(&node).await;
+    let mut text = String::new();
+    let encoded = {
+        let registry = node.registry().lock();
+        prometheus_client::encoding::text::encode(&mut text, &registry)
+    };
+    match encoded {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Copies what other parts count themselves.
+async fn refresh(node: &Node) {
+    let metrics = node.metrics();
+    let usage = node.store().usage();
+    metrics.store_blobs.set(i64::try_from(usage.blobs).unwrap_or(i64::MAX));
+    metrics.store_bytes.set(i64::try_from(usage.used_bytes).unwrap_or(i64::MAX));
+    let small = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    metrics.connections.set(small(node.links().connected().len()));
+    metrics.origins.set(small(node.control().origins().len()));
+    metrics.members.set(small(node.directory().len()));
+    let copy = |part: &'static str, name: &'static str, value: u64| {
+        metrics.figures.get_or_create(&FigureLabel { part, name }).set(value);
+    };
+    for (name, value) in node.control().stats().iter() {
+        copy("control", name, value);
+    }
+    for (name, _, value) in node.data().stats().iter() {
+        copy("data", name, value);
+    }
+    for (reason, value) in node.tls().rejections().iter() {
+        copy("tls", reason.name(), value);
+    }
+    copy("store", "refused_no_space", usage.refused_no_space);
+    copy("store", "refused_uploads", usage.refused_uploads);
+    copy("store", "pieces_lost", usage.pieces_lost);
+}
+
+#[derive(Serialize)]
+struct Status {
+    version: &'static str,
+    peer: PeerId,
+    zone: String,
+    roles: String,
+    listening: Vec<String>,
+    data_endpoints: Vec<String>,
+    uptime_ms: u64,
+    members_connected: usize,
+    members_known: usize,
+    data_connections: usize,
+    routing_peers: usize,
+    provider_records: usize,
+    provided: usize,
+    origins: Vec<OriginStatus>,
+    store: StoreStatus,
+    swarms: usize,
+}
+
+#[derive(Serialize)]
+struct OriginStatus {
+    peer: PeerId,
+    zone: String,
+    endpoints: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct StoreStatus {
+    capacity_bytes: u64,
+    used_bytes: u64,
+    blobs: u64,
+    uploads: u64,
+    evicted_bytes: u64,
+}
+
+async fn status(State(node): State<Node>) -> Response {
+    let Some(control) = node.control().status().await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the control plane has stopped\n").into_response();
+    };
+    let usage = node.store().usage();
+    let swarms = node.driver().look(|engine| engine.swarms().count()).await.unwrap_or_default();
+    let texts = |list: &[shoal_types::Endpoint]| list.iter().map(ToString::to_string).collect();
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION"),
+        peer: node.peer_id(),
+        zone: node.zone().to_string(),
+        roles: node.identity().credential.value().roles.to_string(),
+        listening: control.listening,
+        data_endpoints: texts(&control.data_endpoints),
+        uptime_ms: u64::try_from(node.clock().now().since_start().as_millis()).unwrap_or(u64::MAX),
+        members_connected: control.peers.len(),
+        members_known: node.directory().len(),
+        data_connections: node.links().connected().len(),
+        routing_peers: control.routing_peers,
+        provider_records: control.records,
+        provided: control.provided,
+        origins: control
+            .origins
+            .iter()
+            .map(|origin| OriginStatus {
+                peer: origin.peer,
+                zone: origin.zone.to_string(),
+                endpoints: texts(&origin.endpoints),
+            })
+            .collect(),
+        store: StoreStatus {
+            capacity_bytes: usage.capacity_bytes,
+            used_bytes: usage.used_bytes,
+            blobs: usage.blobs,
+            uploads: usage.uploads,
+            evicted_bytes: usage.evicted_bytes,
+        },
+        swarms,
+    })
+    .into_response()
+}
+
+#[derive(Serialize)]
+struct PeerRow {
+    peer: PeerId,
+    zone: String,
+    roles: String,
+    endpoints: Vec<String>,
+    data_connected: bool,
+}
+
+async fn peers(State(node): State<Node>) -> Json<Vec<PeerRow>> {
+    let connected: std::collections::BTreeSet<PeerId> = node.links().connected().into_iter().collect();
+    let rows = node.directory().recent(crate::directory::MEMBERS_MAX);
+    let row = |(peer, member): (PeerId, crate::directory::Member)| PeerRow {
+        peer,
+        zone: member.zone.to_string(),
+        roles: member.roles.to_string(),
+        endpoints: member.endpoints.iter().map(ToString::to_string).collect(),
+        data_connected: connected.contains(&peer),
+    };
+    Json(rows.into_iter().map(row).collect())
+}
+
+#[derive(Serialize)]
+struct SwarmRow {
+    digest: Digest,
+    size: Option<u64>,
+    pieces_total: u32,
+    pieces_have: u32,
+    complete: bool,
+    searching: bool,
+    readers: usize,
+    candidates: usize,
+    peers: Vec<SwarmPeerRow>,
+}
+
+#[derive(Serialize)]
+struct SwarmPeerRow {
+    peer: PeerId,
+    pieces_have: u32,
+    requested: usize,
+}
+
+async fn swarms(State(node): State<Node>) -> Json<Vec<SwarmRow>> {
+    let peer_row = |peer: &SwarmPeerStatus| SwarmPeerRow {
+        peer: peer.peer,
+        pieces_have: peer.pieces,
+        requested: peer.requested,
+    };
+    let row = move |swarm: SwarmStatus| SwarmRow {
+        digest: swarm.digest,
+        size: swarm.size,
+        pieces_total: swarm.pieces,
+        pieces_have: swarm.have.count(),
+        complete: swarm.complete,
+        searching: swarm.searching,
+        readers: swarm.readers,
+        candidates: swarm.candidates,
+        peers: swarm.peers.iter().map(peer_row).collect(),
+    };
+    let rows = node.driver().look(move |engine| engine.swarms().map(row).collect::<Vec<_>>());
+    Json(rows.await.unwrap_or_default())
+}
+
+async fn pulls(State(node): State<Node>) -> Json<Vec<PullRow>> {
+    let rows = node.pulls().recent();
+    Json(rows.into_iter().map(|(digest, pull)| PullRow { digest, pull }).collect())
+}
+
+#[derive(Serialize)]
+struct PullRow {
+    digest: Digest,
+    #[serde(flatten)]
+    pull: Pull,
+}
+
+/// An error body of the ops API: a JSON object with one line that says what to do.
+pub(crate) fn refusal(status: StatusCode, why: impl std::fmt::Display) -> Response {
+    let body: BTreeMap<&str, String> = BTreeMap::from([("error", why.to_string())]);
+    (status, Json(body)).into_response()
+}

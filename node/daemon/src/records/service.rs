@@ -1,0 +1,527 @@
+//! Writing and reading registers among the owners of a repository.
+//!
+//! The owners of a repository are the first [`OWNERS`] of its ranking over the live origins of one zone. A write goes
+//! to one of them, which picks a version above any that a majority knows, signs, and has a majority keep it. A read
+//! asks them all and takes the newest of a majority's answers; when fewer answer, the newest known is returned and
+//! marked stale. A zone whose owners know nothing of a key asks the next zone's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use shoal_net::control::{ControlHandle, Origin};
+use shoal_net::identity::Identity;
+use shoal_types::record::SignedRecord;
+use shoal_types::{
+    GossipMessage, Record, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName, Role, Roles,
+    Signed,
+};
+
+use super::ledger::{Applied, Ledger, LedgerError};
+use crate::clock::wall_now;
+use crate::directory::Directory;
+use crate::discovery::Discovery;
+use crate::links::{AskError, Links};
+use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
+
+/// Owners of a repository in one zone: a majority survives the loss of one.
+pub const OWNERS: usize = 3;
+/// How long an owner may take to answer a read. A live one takes a round trip and a table look-up.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an owner may take to carry out a write: a round trip to the other owners and a synced write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Members asked for what they remember when no owner can be reached.
+const NEIGHBOURS_ASKED: usize = 12;
+
+/// Why a register cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// No origin is known, or too few of a repository's owners answer.
+    #[error("too few owners of the repository answer: {0}")]
+    Unavailable(String),
+    /// The local table failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// This process may not write there.
+    #[error("{0}")]
+    Denied(String),
+}
+
+/// A register as it was read.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The newest record, tombstones included; `None` when nobody knows one.
+    pub record: Option<SignedRecord>,
+    /// No majority of owners answered: there may be a newer one.
+    pub stale: bool,
+}
+
+impl Seen {
+    /// The value, unless there is none or it was deleted.
+    pub fn value(&self) -> Option<&RecordValue> {
+        self.record.as_ref().and_then(|record| record.value().value.as_ref())
+    }
+
+    /// Whether it is known to have been deleted.
+    pub fn is_deleted(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.value().value.is_none())
+    }
+}
+
+/// Registers, for readers and writers anywhere in the mesh.
+pub struct Records {
+    ledger: Ledger,
+    identity: Identity,
+    discovery: Arc<Discovery>,
+    directory: Arc<Directory>,
+    links: Arc<Links>,
+    control: ControlHandle,
+    /// One write at a time a key, so that this author never uses a version twice.
+    writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Records {
+    /// The registers as this process sees them, with what it keeps itself in `ledger`.
+    pub fn new(
+        ledger: Ledger,
+        identity: Identity,
+        discovery: Arc<Discovery>,
+        directory: Arc<Directory>,
+        links: Arc<Links>,
+        control: ControlHandle,
+    ) -> Self {
+        Self { ledger, identity, discovery, directory, links, control, writing: Mutex::default() }
+    }
+
+    /// Gives a register a new value; `None` deletes. Returns when a majority of the owners keep it.
+    ///
+    /// # Errors
+    /// [`RecordError::Unavailable`] and [`RecordError::Denied`]: nothing was acknowledged; a write that was under
+    /// way may still come to be seen.
+    pub async fn write(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+        let mut why = "no origin is known".to_owned();
+        for owner in self.discovery.repository_owners(&key.repository) {
+            if owner.peer == self.identity.peer_id() {
+                return self.coordinate(key, value).await;
+            }
+            let request = Request::WriteRecord { key: key.clone(), value: value.clone() };
+            match self.links.ask(owner.peer, &owner.endpoints, &request, WRITE_TIMEOUT).await {
+                Ok(Answer::Record(Some(record))) => {
+                    self.remember(&record);
+                    return Ok(record);
+                }
+                Ok(_) => why = format!("{} gave no record", owner.peer),
+                Err(AskError::Failed { kind: Failure::Denied, message, .. }) => {
+                    return Err(RecordError::Denied(message));
+                }
+                Err(error) => why = error.to_string(),
+            }
+        }
+        Err(RecordError::Unavailable(why))
+    }
+
+    /// Reads a register.
+    ///
+    /// # Errors
+    /// [`RecordError::Ledger`] only: that nobody answers makes the result stale.
+    pub async fn read(&self, key: &RecordKey) -> Result<Seen, RecordError> {
+        let local = self.ledger.get(key)?;
+        let owners = self.discovery.repository_owners(&key.repository);
+        if owners.is_empty() {
+            return Ok(Seen { record: self.ask_neighbours(key, local).await, stale: true });
+        }
+        let mut stale = false;
+        let mut newest = None;
+        for zone in by_zone(&owners) {
+            let (answers, record) = self.read_zone(key, zone).await;
+            let majority = zone.len() / 2 + 1;
+            stale |= answers < majority;
+            newest = newer(newest, record);
+            // A zone that knows the key answers for it; only one that does not asks further.
+            if newest.is_some() && answers >= majority {
+                break;
+            }
+        }
+        if stale {
+            let known = newer(newest.clone(), local.clone());
+            newest = if known.is_some() { known } else { self.ask_neighbours(key, local).await };
+        }
+        if let Some(record) = &newest {
+            self.remember(record);
+        }
+        Ok(Seen { record: newest, stale })
+    }
+
+    /// What this process itself remembers of a register, without asking anybody.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn remembered(&self, key: &RecordKey) -> Result<Option<SignedRecord>, LedgerError> {
+        self.ledger.get(key)
+    }
+
+    /// A page of a repository's live records, in key order.
+    ///
+    /// # Errors
+    /// [`RecordError::Unavailable`].
+    pub async fn list(
+        &self,
+        repository: &RepositoryName,
+        what: &Listing,
+        after: Option<RecordKind>,
+        limit: usize,
+    ) -> Result<Vec<SignedRecord>, RecordError> {
+        let mut live = Vec::new();
+        let mut after = after;
+        loop {
+            let wanted = u32::try_from(limit.saturating_sub(live.len()).max(1)).unwrap_or(PAGE_MAX).min(PAGE_MAX);
+            let request = Request::ListRecords {
+                repository: repository.clone(),
+                what: what.clone(),
+                after: after.clone(),
+                limit: wanted,
+            };
+            let pages = self.ask_all_zones(repository, &request).await?;
+            let (merged, more) = merge_pages(pages);
+            after = merged.last_key_value().map(|(kind, _)| kind.clone());
+            live.extend(merged.into_values().filter(|record| record.value().value.is_some()));
+            if live.len() >= limit || !more || after.is_none() {
+                live.truncate(limit);
+                return Ok(live);
+            }
+        }
+    }
+
+    /// Whether a repository holds any manifest.
+    ///
+    /// # Errors
+    /// [`RecordError::Unavailable`].
+    pub async fn is_repository(&self, repository: &RepositoryName) -> Result<bool, RecordError> {
+        Ok(!self.list(repository, &Listing::Manifests, None, 1).await?.is_empty())
+    }
+
+    /// A page of repository names, from all origins of the mesh.
+    ///
+    /// # Errors
+    /// [`RecordError::Unavailable`] when no origin answers.
+    pub async fn repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: usize,
+    ) -> Result<Vec<RepositoryName>, RecordError> {
+        let wanted = u32::try_from(limit).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+        let request = Request::ListRepositories { after: after.cloned(), limit: wanted };
+        let origins = self.discovery.owners(b"");
+        let asked = origins.len();
+        let mut answers: FuturesUnordered<_> = origins.iter().map(|origin| self.put_question(origin, &request)).collect();
+        let mut names = std::collections::BTreeSet::new();
+        let mut horizon: Option<RepositoryName> = None;
+        let mut heard = 0;
+        while let Some(answer) = answers.next().await {
+            if let Ok(Answer::Repositories { names: page, more }) = answer {
+                heard += 1;
+                if let (true, Some(last)) = (more, page.last()) {
+                    horizon = Some(horizon.map_or_else(|| last.clone(), |known| known.min(last.clone())));
+                }
+                names.extend(page);
+            }
+        }
+        if asked == 0 || heard == 0 {
+            return Err(RecordError::Unavailable("no origin answers".to_owned()));
+        }
+        // Beyond the end of the shortest page an origin may have names it has not told.
+        Ok(names.into_iter().filter(|name| horizon.as_ref().is_none_or(|end| name <= end)).take(limit).collect())
+    }
+
+    /// News of a record's change: if it is newer than what is remembered, remember at least what it points at.
+    pub fn note_change(&self, record: &SignedRecord) {
+        self.remember(record);
+    }
+
+    /// Answers a question about records. `roles` and `namespaces` are the asker's, from its credential.
+    pub async fn answer(&self, request: Request, roles: Roles, namespaces: &[String]) -> Answer {
+        let result = match request {
+            Request::WriteRecord { key, value } => {
+                if let Some(refusal) = self.refuse_write(&key.repository, roles, namespaces) {
+                    return refusal;
+                }
+                self.coordinate(key, value).await.map(|record| Answer::Record(Some(record)))
+            }
+            Request::PutRecord { record } if roles.contains(Role::Origin) && self.is_origin() => self.keep(&record),
+            Request::PutRecord { .. } => return failed(Failure::Denied, "only origins exchange records"),
+            Request::GetRecord { key } => self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from),
+            Request::ListRecords { repository, what, after, limit } => self
+                .ledger
+                .list(&repository, &what, after.as_ref(), limit)
+                .map(|(records, more)| Answer::Records { records, more })
+                .map_err(RecordError::from),
+            Request::ListRepositories { after, limit } => self
+                .ledger
+                .repositories(after.as_ref(), limit)
+                .map(|(names, more)| Answer::Repositories { names, more })
+                .map_err(RecordError::from),
+            Request::Anchor { .. } | Request::Stat { .. } => return failed(Failure::Refused, "not about records"),
+        };
+        result.unwrap_or_else(|error| match error {
+            RecordError::Denied(why) => failed(Failure::Denied, &why),
+            other => failed(Failure::Unavailable, &other.to_string()),
+        })
+    }
+
+    fn refuse_write(&self, repository: &RepositoryName, roles: Roles, namespaces: &[String]) -> Option<Answer> {
+        if !self.is_origin() {
+            return Some(failed(Failure::Refused, "this process is not an origin"));
+        }
+        if !roles.contains(Role::Gateway) && !roles.contains(Role::Origin) {
+            return Some(failed(Failure::Denied, "only gateways and origins may push"));
+        }
+        if !may_push(repository, namespaces) {
+            return Some(failed(Failure::Denied, "the credential does not allow pushes to this repository"));
+        }
+        None
+    }
+
+    fn is_origin(&self) -> bool {
+        self.identity.credential.value().roles.contains(Role::Origin)
+    }
+
+    /// As an owner: picks a version, signs, and has a majority of the owners keep it.
+    async fn coordinate(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+        let lock = Arc::clone(self.writing.lock().entry(key.clone()).or_default());
+        let result = {
+            let _one_at_a_time = lock.lock().await;
+            self.coordinate_alone(key.clone(), value).await
+        };
+        let mut writing = self.writing.lock();
+        // Two owners: the map and this call. Nobody waits any more.
+        if Arc::strong_count(&lock) <= 2 {
+            writing.remove(&key);
+        }
+        result
+    }
+
+    async fn coordinate_alone(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+        let owners = self.zone_owners(&key.repository);
+        let majority = owners.len() / 2 + 1;
+        let (answers, known) = self.read_zone(&key, &owners).await;
+        if answers < majority {
+            let why = format!("{answers} of {} owners answered, {majority} are needed", owners.len());
+            return Err(RecordError::Unavailable(why));
+        }
+        let known = newer(known, self.ledger.get(&key)?);
+        let counter = known.map_or(0, |record| record.value().version.counter).saturating_add(1);
+        let version = RecordVersion { counter, written: wall_now(), author: self.identity.peer_id() };
+        let record = Signed::sign(Record { key, version, value }, &self.identity.keypair);
+        let request = Request::PutRecord { record: record.clone() };
+        let mut puts: FuturesUnordered<_> = owners.iter().map(|owner| self.put_question(owner, &request)).collect();
+        let mut kept = 0;
+        while let Some(answer) = puts.next().await {
+            match answer {
+                Ok(Answer::Record(_)) => kept += 1,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(key = %record.value().key, %error, "an owner does not keep a record"),
+            }
+        }
+        if kept < majority {
+            let why = format!("{kept} of {} owners kept the record, {majority} are needed", owners.len());
+            return Err(RecordError::Unavailable(why));
+        }
+        self.announce(&record);
+        Ok(record)
+    }
+
+    /// The owners of a repository in this process's zone, or in the first zone that has any.
+    fn zone_owners(&self, repository: &RepositoryName) -> Vec<Origin> {
+        let owners = self.discovery.repository_owners(repository);
+        by_zone(&owners).next().map(<[Origin]>::to_vec).unwrap_or_default()
+    }
+
+    /// Asks the owners of one zone: how many answered, and the newest record among the answers.
+    async fn read_zone(&self, key: &RecordKey, owners: &[Origin]) -> (usize, Option<SignedRecord>) {
+        let request = Request::GetRecord { key: key.clone() };
+        let mut asked: FuturesUnordered<_> = owners.iter().map(|owner| self.put_question(owner, &request)).collect();
+        let (mut answers, mut newest) = (0, None);
+        while let Some(answer) = asked.next().await {
+            if let Ok(Answer::Record(record)) = answer {
+                answers += 1;
+                newest = newer(newest, record.filter(|record| record.value().key == *key));
+            }
+            // A majority is enough; waiting for a dead owner would cost every read its timeout.
+            if answers > owners.len() / 2 {
+                break;
+            }
+        }
+        (answers, newest)
+    }
+
+    async fn ask_neighbours(&self, key: &RecordKey, local: Option<SignedRecord>) -> Option<SignedRecord> {
+        let request = Request::GetRecord { key: key.clone() };
+        let members = self.directory.recent(NEIGHBOURS_ASKED);
+        let mut asked: FuturesUnordered<_> = members
+            .iter()
+            .map(|(peer, member)| self.links.ask(*peer, &member.endpoints, &request, READ_TIMEOUT))
+            .collect();
+        let mut newest = local;
+        while let Some(answer) = asked.next().await {
+            if let Ok(Answer::Record(record)) = answer {
+                newest = newer(newest, record.filter(|record| record.value().key == *key));
+            }
+        }
+        newest
+    }
+
+    async fn ask_all_zones(
+        &self,
+        repository: &RepositoryName,
+        request: &Request,
+    ) -> Result<Vec<(Vec<SignedRecord>, bool)>, RecordError> {
+        let owners = self.discovery.repository_owners(repository);
+        let chosen: Vec<&Origin> = by_zone(&owners).flatten().collect();
+        let mut asked: FuturesUnordered<_> = chosen.into_iter().map(|owner| self.put_question(owner, request)).collect();
+        let mut pages = Vec::new();
+        while let Some(answer) = asked.next().await {
+            if let Ok(Answer::Records { records, more }) = answer {
+                pages.push((records, more));
+            }
+        }
+        if pages.is_empty() {
+            return Err(RecordError::Unavailable("no owner of the repository answers".to_owned()));
+        }
+        Ok(pages)
+    }
+
+    /// Asks an owner, which may be this process itself.
+    async fn put_question(&self, owner: &Origin, request: &Request) -> Result<Answer, AskError> {
+        if owner.peer != self.identity.peer_id() {
+            return self.links.ask(owner.peer, &owner.endpoints, request, READ_TIMEOUT).await;
+        }
+        let answer = match request.clone() {
+            Request::PutRecord { record } => self.keep(&record),
+            Request::GetRecord { key } => self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from),
+            Request::ListRecords { repository, what, after, limit } => self
+                .ledger
+                .list(&repository, &what, after.as_ref(), limit)
+                .map(|(records, more)| Answer::Records { records, more })
+                .map_err(RecordError::from),
+            Request::ListRepositories { after, limit } => self
+                .ledger
+                .repositories(after.as_ref(), limit)
+                .map(|(names, more)| Answer::Repositories { names, more })
+                .map_err(RecordError::from),
+            _ => Ok(failed(Failure::Refused, "not about records")),
+        };
+        answer.map_err(|error| AskError::Unanswered { peer: owner.peer, why: error.to_string() })
+    }
+
+    fn keep(&self, record: &SignedRecord) -> Result<Answer, RecordError> {
+        Ok(match self.ledger.apply(record)? {
+            Applied::Kept { .. } => Answer::Record(Some(record.clone())),
+            Applied::Superseded(newer) => Answer::Record(Some(*newer)),
+        })
+    }
+
+    fn remember(&self, record: &SignedRecord) {
+        if let Err(error) = self.ledger.apply(record) {
+            tracing::warn!(key = %record.value().key, %error, "a record cannot be remembered");
+        }
+    }
+
+    fn announce(&self, record: &SignedRecord) {
+        let value = record.value();
+        if value.value.is_none() || matches!(value.key.kind, RecordKind::Tag(_)) {
+            self.control.publish(GossipMessage::RecordChanged(record.clone()));
+        }
+    }
+}
+
+/// Whether a credential with these namespaces may push to `repository`; no namespaces allow all.
+pub fn may_push(repository: &RepositoryName, namespaces: &[String]) -> bool {
+    namespaces.is_empty()
+        || namespaces.iter().any(|namespace| {
+            let prefix = namespace.trim_end_matches('/');
+            repository.as_str().strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+}
+
+/// Splits a ranking into its zones, each cut to its owners.
+fn by_zone(owners: &[Origin]) -> impl Iterator<Item = &[Origin]> {
+    owners.chunk_by(|one, two| one.zone == two.zone).map(|zone| zone.get(..OWNERS).unwrap_or(zone))
+}
+
+fn newer(one: Option<SignedRecord>, two: Option<SignedRecord>) -> Option<SignedRecord> {
+    match (one, two) {
+        (Some(one), Some(two)) => Some(if two.value().version > one.value().version { two } else { one }),
+        (one, two) => one.or(two),
+    }
+}
+
+/// Merges pages of several owners: the newest record of each key, up to the end of the shortest page.
+fn merge_pages(pages: Vec<(Vec<SignedRecord>, bool)>) -> (BTreeMap<RecordKind, SignedRecord>, bool) {
+    let mut merged: BTreeMap<RecordKind, SignedRecord> = BTreeMap::new();
+    let mut horizon: Option<RecordKind> = None;
+    for (records, more) in pages {
+        if let (true, Some(last)) = (more, records.last()) {
+            let last = last.value().key.kind.clone();
+            horizon = Some(horizon.map_or(last.clone(), |known| known.min(last)));
+        }
+        for record in records {
+            let kind = record.value().key.kind.clone();
+            let known = merged.remove(&kind);
+            if let Some(newest) = newer(known, Some(record)) {
+                merged.insert(kind, newest);
+            }
+        }
+    }
+    let more = horizon.is_some();
+    if let Some(end) = horizon {
+        merged.retain(|kind, _| *kind <= end);
+    }
+    (merged, more)
+}
+
+fn failed(kind: Failure, message: &str) -> Answer {
+    Answer::Failed { kind, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_types::{Digest, Keypair, WallTime};
+
+    fn record(tag: &str, counter: u64, live: bool) -> SignedRecord {
+        let keypair = Keypair::from_secret(&[1; 32]);
+        let version = RecordVersion { counter, written: WallTime::default(), author: keypair.peer_id() };
+        let key = RecordKey { repository: "a".parse().unwrap(), kind: RecordKind::Tag(tag.parse().unwrap()) };
+        let value = live.then(|| RecordValue {
+            digest: Digest::sha256(b"x"),
+            media_type: "m".into(),
+            size: 1,
+            subject: None,
+            artifact_type: None,
+            annotations: BTreeMap::new(),
+        });
+        Signed::sign(Record { key, version, value }, &keypair)
+    }
+
+    #[test]
+    fn pages_of_owners_that_differ_are_merged_to_the_shortest() {
+        let one = (vec![record("a", 1, true), record("b", 2, false), record("c", 1, true)], true);
+        let two = (vec![record("a", 2, true), record("b", 1, true), record("d", 1, true), record("e", 1, true)], false);
+        let (merged, more) = merge_pages(vec![one, two]);
+        assert!(more);
+        let seen: Vec<_> = merged.values().map(|r| (r.value().version.counter, r.value().value.is_some())).collect();
+        assert_eq!(seen, [(2, true), (2, false), (1, true)]);
+    }
+
+    #[test]
+    fn namespaces_are_whole_path_components() {
+        let allowed = ["team".to_owned(), "ops/".to_owned()];
+        let may = |name: &str| may_push(&name.parse().unwrap(), &allowed);
+        assert!(may("team") && may("team/app") && may("ops/x"));
+        assert!(!may("teams/app") && !may("other"));
+        assert!(may_push(&"x".parse().unwrap(), &[]));
+    }
+}

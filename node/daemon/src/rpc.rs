@@ -1,0 +1,233 @@
+//! Questions members ask each other over the data plane: the bodies of its calls.
+//!
+//! CBOR, like every control message. A body is decoded from a slice whose length the data plane has bounded;
+//! answers repeat nothing of a question.
+
+use shoal_types::record::SignedRecord;
+use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, RepositoryName, VouchedMetainfo};
+
+/// Most records in one page.
+pub const PAGE_MAX: u32 = 1000;
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Request {
+    /// "Fetch this blob from me and keep it." Asked of an origin by who pushes; the answer comes when the blob is on
+    /// stable storage there.
+    #[n(0)]
+    Anchor {
+        /// The blob as the asker cut and hashed it. The origin checks every piece and the whole digest.
+        #[n(0)]
+        metainfo: Box<Metainfo>,
+        /// The repository it is pushed to, for backends chosen by repository.
+        #[n(1)]
+        repository: Option<RepositoryName>,
+    },
+    /// "Do you have this blob, and how large is it?" An origin looks into its backend too.
+    #[n(1)]
+    Stat {
+        /// The blob.
+        #[n(0)]
+        digest: Digest,
+        /// The repository it is asked for.
+        #[n(1)]
+        repository: Option<RepositoryName>,
+    },
+    /// "Give this register a new value." Asked of an owner of the repository by a pusher; the owner picks the
+    /// version, signs, and answers when a majority of the owners have it.
+    #[n(2)]
+    WriteRecord {
+        /// Which register.
+        #[n(0)]
+        key: RecordKey,
+        /// Its new value; `None` deletes.
+        #[n(1)]
+        value: Option<RecordValue>,
+    },
+    /// "Keep this record." Asked of an owner by another owner.
+    #[n(3)]
+    PutRecord {
+        /// The record.
+        #[n(0)]
+        record: SignedRecord,
+    },
+    /// "What is the newest record of this key that you know?" Anybody may be asked; owners know best.
+    #[n(4)]
+    GetRecord {
+        /// Which register.
+        #[n(0)]
+        key: RecordKey,
+    },
+    /// A page of a repository's records of one kind, tombstones included, in key order.
+    #[n(5)]
+    ListRecords {
+        /// The repository.
+        #[n(0)]
+        repository: RepositoryName,
+        /// What to list.
+        #[n(1)]
+        what: Listing,
+        /// Only keys after this one.
+        #[n(2)]
+        after: Option<RecordKind>,
+        /// Most records wanted, at most [`PAGE_MAX`].
+        #[n(3)]
+        limit: u32,
+    },
+    /// A page of the names of repositories that hold anything, in order.
+    #[n(6)]
+    ListRepositories {
+        /// Only names after this one.
+        #[n(0)]
+        after: Option<RepositoryName>,
+        /// Most names wanted, at most [`PAGE_MAX`].
+        #[n(1)]
+        limit: u32,
+    },
+}
+
+/// Which records of a repository are listed.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Listing {
+    /// All tags.
+    #[n(0)]
+    Tags,
+    /// The manifests whose subject is this one.
+    #[n(1)]
+    Referrers(#[n(0)] Digest),
+    /// All manifests.
+    #[n(2)]
+    Manifests,
+}
+
+/// What an owner found of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Found {
+    /// It has the blob, of this many bytes.
+    #[n(0)]
+    Size(#[n(0)] u64),
+    /// It does not have the blob, and its backend does not either.
+    #[n(1)]
+    Absent,
+    /// It does not have the blob, and its backend does not answer.
+    #[n(2)]
+    Unsure,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Answer {
+    /// To `Anchor`: it is kept, and this is the metainfo the origin vouches for.
+    #[n(0)]
+    Anchored(#[n(0)] Box<VouchedMetainfo>),
+    /// To `Stat`.
+    #[n(1)]
+    Stat(#[n(0)] Found),
+    /// To `WriteRecord` and `PutRecord`: it is kept; to `GetRecord`: the newest known. For a `PutRecord` of an older
+    /// version the newer one that is kept instead.
+    #[n(2)]
+    Record(#[n(0)] Option<SignedRecord>),
+    /// To `ListRecords`.
+    #[n(3)]
+    Records {
+        /// The records, in key order.
+        #[n(0)]
+        records: Vec<SignedRecord>,
+        /// There are more behind the last one.
+        #[n(1)]
+        more: bool,
+    },
+    /// To `ListRepositories`.
+    #[n(4)]
+    Repositories {
+        /// The names, in order.
+        #[n(0)]
+        names: Vec<RepositoryName>,
+        /// There are more behind the last one.
+        #[n(1)]
+        more: bool,
+    },
+    /// It could not be done.
+    #[n(5)]
+    Failed {
+        /// What kind of failure.
+        #[n(0)]
+        kind: Failure,
+        /// What happened, for logs and people.
+        #[n(1)]
+        message: String,
+    },
+}
+
+/// Kinds of failure a caller can act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(index_only)]
+pub enum Failure {
+    /// The asker may not do this.
+    #[n(0)]
+    Denied,
+    /// The question does not make sense to this process: it is not an origin, or the body is malformed.
+    #[n(1)]
+    Refused,
+    /// Try another owner, or later.
+    #[n(2)]
+    Unavailable,
+    /// No room on disk.
+    #[n(3)]
+    NoSpace,
+    /// What was to be anchored does not have its digest.
+    #[n(4)]
+    Corrupt,
+}
+
+/// Encodes a body.
+pub fn encode<T: minicbor::Encode<()>>(body: &T) -> Vec<u8> {
+    #[expect(clippy::expect_used, reason = "writing to a Vec cannot fail and our encoders have no errors of their own")]
+    minicbor::to_vec(body).expect("encoding to memory cannot fail")
+}
+
+/// Decodes a body.
+///
+/// # Errors
+/// A text for logs: whoever sent it is broken or hostile.
+pub fn decode<T: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<T, String> {
+    minicbor::decode(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use shoal_types::Algorithm;
+
+    #[test]
+    fn bodies_round_trip() {
+        let metainfo = Metainfo::of_bytes(Algorithm::Sha256, b"x").unwrap();
+        let digest = metainfo.digest();
+        let repository: RepositoryName = "a/b".parse().unwrap();
+        let requests = [
+            Request::Anchor { metainfo: Box::new(metainfo), repository: Some(repository.clone()) },
+            Request::Stat { digest, repository: None },
+            Request::ListRecords {
+                repository: repository.clone(),
+                what: Listing::Referrers(digest),
+                after: Some(RecordKind::Manifest(digest)),
+                limit: 7,
+            },
+            Request::ListRepositories { after: Some(repository), limit: 1 },
+        ];
+        for request in requests {
+            assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
+        }
+        let answer = Answer::Failed { kind: Failure::NoSpace, message: "full".into() };
+        assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(bytes: Vec<u8>) {
+            let _ = decode::<Request>(&bytes);
+            let _ = decode::<Answer>(&bytes);
+        }
+    }
+}
