@@ -22,9 +22,9 @@ pub(crate) async fn request(
     length: Option<u64>,
     body: Body,
 ) -> anyhow::Result<Response<Incoming>> {
-    let stream = tokio::net::TcpStream::connect(ops)
-        .await
-        .with_context(|| format!("no daemon answers at {ops}: start one, or name its ops listener with --ops"))?;
+    let stream = tokio::net::TcpStream::connect(ops).await.with_context(|| {
+        format!("no daemon answers at {ops}: start one, or name its ops listener with --ops")
+    })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut builder = Request::builder().method(method).uri(path).header("host", ops.to_string());

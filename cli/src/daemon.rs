@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use shoal_bootstrap::{Bootstrap, BootstrapConfig};
 use shoal_daemon::clock::wall_now;
 use shoal_daemon::config::{Config, LogFormat};
 use shoal_daemon::keys;
 use shoal_daemon::node::Node;
-use shoal_bootstrap::{Bootstrap, BootstrapConfig};
 use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, NodeMesh};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -121,7 +121,8 @@ pub(crate) async fn start_bootstrap(
         announce: parse_all(&config.announce).context("announce")?,
         bootstrap: parse_all(&config.bootstrap).context("bootstrap")?,
     };
-    let mut door = Bootstrap::start(settings, identity, None).await.context("cannot start the bootstrap peer")?;
+    let mut door =
+        Bootstrap::start(settings, identity, None).await.context("cannot start the bootstrap peer")?;
     let address = door.listening().await.context("the bootstrap peer stopped before it listened")?;
     Ok((door, with_peer(&address.to_string(), &peer)))
 }

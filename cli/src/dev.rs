@@ -67,7 +67,8 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let mut ops = Vec::new();
     for number in 0..args.gateways {
         let name = format!("gateway-{}", number + 1);
-        let port = if args.port == 0 { 0 } else { args.port.checked_add(number).context("the ports run out")? };
+        let port =
+            if args.port == 0 { 0 } else { args.port.checked_add(number).context("the ports run out")? };
         let config = Config { gateway: ([127, 0, 0, 1], port).into(), ..part_config(&dir, &name, &doors) };
         let roles = Roles::NONE.with(Role::Node).with(Role::Gateway);
         let node = Node::start(config, issue(&dir, &name, &mesh, roles)?).await?;
@@ -139,13 +140,23 @@ async fn wait_until_joined(nodes: &[Node]) -> anyhow::Result<()> {
 }
 
 fn greet(dir: &Path, serving: &[Serving], ops: &[std::net::SocketAddr]) {
-    println!("A mesh of 1 bootstrap peer, 1 origin and {} gateway(s) is ready. Data: {}", serving.len(), dir.display());
+    println!(
+        "A mesh of 1 bootstrap peer, 1 origin and {} gateway(s) is ready. Data: {}",
+        serving.len(),
+        dir.display()
+    );
     for (gateway, ops) in serving.iter().zip(ops) {
-        println!("  gateway {}   status http://{ops}/api/v1/status   metrics http://{ops}/metrics", gateway.address);
+        println!(
+            "  gateway {}   status http://{ops}/api/v1/status   metrics http://{ops}/metrics",
+            gateway.address
+        );
     }
     let (Some(first), Some(last), Some(ops)) = (serving.first(), serving.last(), ops.first()) else { return };
     println!("Type next, for instance:");
-    println!("  docker tag alpine 127.0.0.1:{0}/alpine && docker push 127.0.0.1:{0}/alpine", first.address.port());
+    println!(
+        "  docker tag alpine 127.0.0.1:{0}/alpine && docker push 127.0.0.1:{0}/alpine",
+        first.address.port()
+    );
     println!("  docker pull 127.0.0.1:{}/alpine", last.address.port());
     println!("  shoal pulls --ops {ops}");
     println!("Stop with Ctrl-C.");

@@ -46,10 +46,15 @@ impl clap::FromArgMatches for DaemonFlags {
 
 impl clap::Args for DaemonFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let file = Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
+        let file =
+            Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
         let command = command.arg(file.help("TOML file with any of these settings [variable: SHOAL_CONFIG]"));
         command.args(KEYS.iter().map(|key| {
-            let arg = Arg::new(key.name).long(key.name).help(format!("{} [variable: {}]", key.help(), key.variable()));
+            let arg = Arg::new(key.name).long(key.name).help(format!(
+                "{} [variable: {}]",
+                key.help(),
+                key.variable()
+            ));
             match key.kind {
                 KeyKind::Switch => arg.action(ArgAction::SetTrue),
                 KeyKind::List => arg.action(ArgAction::Append).value_name(key.value_name),

@@ -61,17 +61,25 @@ pub(crate) async fn get(
         }
     }
     bar.finish_and_clear();
-    tar.into_inner().and_then(|mut file| file.flush().and_then(|()| file.sync_all())).context("cannot finish the file")?;
+    tar.into_inner()
+        .and_then(|mut file| file.flush().and_then(|()| file.sync_all()))
+        .context("cannot finish the file")?;
     Ok((root_digest, total))
 }
 
-async fn manifest(ops: SocketAddr, repository: &RepositoryName, reference: &Reference) -> anyhow::Result<Manifest> {
+async fn manifest(
+    ops: SocketAddr,
+    repository: &RepositoryName,
+    reference: &Reference,
+) -> anyhow::Result<Manifest> {
     let path = match reference {
         Reference::Tag(tag) => format!("/api/v1/manifests/{repository}:{tag}"),
         Reference::Digest(digest) => format!("/api/v1/manifests/{repository}@{digest}"),
     };
     let response = client::get(ops, &path).await?;
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let header = |name: &str| {
+        response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+    };
     let digest: Digest = header("docker-content-digest").parse().context("the daemon names no digest")?;
     let media_type = header("content-type");
     let bytes = response.into_body().collect().await.context("the download broke off")?.to_bytes().to_vec();
@@ -84,7 +92,8 @@ async fn manifest(ops: SocketAddr, repository: &RepositoryName, reference: &Refe
 }
 
 fn index(root: &Manifest, image: &ImageReference) -> Value {
-    let mut descriptor = json!({ "mediaType": root.media_type, "digest": root.digest, "size": root.bytes.len() });
+    let mut descriptor =
+        json!({ "mediaType": root.media_type, "digest": root.digest, "size": root.bytes.len() });
     if let Reference::Tag(tag) = &image.reference
         && let Some(object) = descriptor.as_object_mut()
     {
@@ -100,7 +109,8 @@ fn children(value: &Value) -> anyhow::Result<Vec<(Digest, u64, bool)>> {
     let manifests = list("manifests").map(|descriptor| (descriptor, true));
     let blobs = config.chain(list("layers")).map(|descriptor| (descriptor, false));
     let read = |(descriptor, is_manifest): (&Value, bool)| {
-        let digest = descriptor.get("digest").and_then(Value::as_str).context("a descriptor has no digest")?;
+        let digest =
+            descriptor.get("digest").and_then(Value::as_str).context("a descriptor has no digest")?;
         let size = descriptor.get("size").and_then(Value::as_u64).context("a descriptor has no size")?;
         Ok((digest.parse()?, size, is_manifest))
     };
@@ -136,7 +146,8 @@ async fn add_blob(
 }
 
 fn add(tar: &mut tar::Builder<File>, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
-    tar.append_data(&mut header(bytes.len() as u64), path, bytes).with_context(|| format!("cannot write {path}"))
+    tar.append_data(&mut header(bytes.len() as u64), path, bytes)
+        .with_context(|| format!("cannot write {path}"))
 }
 
 fn header(size: u64) -> tar::Header {

@@ -59,8 +59,8 @@ pub(crate) fn issue(args: &IssueArgs) -> anyhow::Result<()> {
 pub(crate) fn show(dir: &Path) -> anyhow::Result<()> {
     let path = dir.join(keys::CREDENTIAL_FILE);
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let signed =
-        SignedCredential::from_bytes(&bytes).with_context(|| format!("{} is not a credential", path.display()))?;
+    let signed = SignedCredential::from_bytes(&bytes)
+        .with_context(|| format!("{} is not a credential", path.display()))?;
     let credential = signed.value();
     let time = |millis: u64| {
         let at = std::time::UNIX_EPOCH + Duration::from_millis(millis);
@@ -69,7 +69,8 @@ pub(crate) fn show(dir: &Path) -> anyhow::Result<()> {
     println!("peer        {}", credential.peer);
     println!("roles       {}", credential.roles);
     println!("zone        {}", credential.zone);
-    let namespaces = if credential.namespaces.is_empty() { "all".to_owned() } else { credential.namespaces.join(", ") };
+    let namespaces =
+        if credential.namespaces.is_empty() { "all".to_owned() } else { credential.namespaces.join(", ") };
     println!("namespaces  {namespaces}");
     println!("not before  {}", time(credential.not_before.unix_millis()));
     println!("not after   {}", time(credential.not_after.unix_millis()));

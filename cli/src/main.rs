@@ -120,7 +120,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Credential(CredentialCommand::Issue(args)) => keys::issue(&args),
         Command::Credential(CredentialCommand::Show { identity }) => keys::show(&identity),
-        Command::Config(ConfigCommand::Check(flags)) => flags.load().map(|_| println!("the configuration is valid")),
+        Command::Config(ConfigCommand::Check(flags)) => {
+            flags.load().map(|_| println!("the configuration is valid"))
+        }
         Command::Config(ConfigCommand::Show(flags)) => {
             print!("{}", toml::to_string_pretty(&flags.load()?)?);
             Ok(())

@@ -41,7 +41,12 @@ pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
         println!("{label:<20}{}", text(status.pointer(path)));
     }
     let number = |path: &str| status.pointer(path).and_then(Value::as_u64).unwrap_or_default();
-    println!("{:<20}{} of {}", "store", size(number("/store/used_bytes")), size(number("/store/capacity_bytes")));
+    println!(
+        "{:<20}{} of {}",
+        "store",
+        size(number("/store/used_bytes")),
+        size(number("/store/capacity_bytes"))
+    );
     for origin in status.get("origins").and_then(Value::as_array).into_iter().flatten() {
         println!("{:<20}{}  zone {}", "origin", text(origin.get("peer")), text(origin.get("zone")));
     }
@@ -49,7 +54,13 @@ pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn peers(args: ShowArgs) -> anyhow::Result<()> {
-    let columns = [("PEER", "peer"), ("ZONE", "zone"), ("ROLES", "roles"), ("ENDPOINTS", "endpoints"), ("CONNECTED", "data_connected")];
+    let columns = [
+        ("PEER", "peer"),
+        ("ZONE", "zone"),
+        ("ROLES", "roles"),
+        ("ENDPOINTS", "endpoints"),
+        ("CONNECTED", "data_connected"),
+    ];
     table(&args, "/api/v1/peers", &columns).await
 }
 
@@ -72,7 +83,10 @@ pub(crate) async fn pulls(args: ShowArgs) -> anyhow::Result<()> {
     }
     for row in &rows {
         let number = |key: &str| row.get(key).and_then(Value::as_u64).unwrap_or_default();
-        let took = match (row.get("started_ms").and_then(Value::as_u64), row.get("completed_ms").and_then(Value::as_u64)) {
+        let took = match (
+            row.get("started_ms").and_then(Value::as_u64),
+            row.get("completed_ms").and_then(Value::as_u64),
+        ) {
             (Some(start), Some(end)) => format!("in {:.2} s", end.saturating_sub(start) as f64 / 1000.0),
             _ => String::new(),
         };
@@ -109,7 +123,8 @@ async fn table(args: &ShowArgs, path: &str, columns: &[(&str, &str)]) -> anyhow:
         .map(|column| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0))
         .collect();
     for line in &lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         println!("{}", cells.join("  ").trim_end());
     }
     Ok(())

@@ -84,7 +84,8 @@ fn partial_path(output: &Path) -> PathBuf {
 async fn get_blob(args: &GetArgs, digest: Digest, partial: &Path) -> anyhow::Result<u64> {
     let response = client::get(args.ops, &format!("/api/v1/blobs/{digest}")).await?;
     let size = response.headers().get("content-length").and_then(|size| size.to_str().ok()?.parse().ok());
-    let mut file = std::fs::File::create(partial).with_context(|| format!("cannot write {}", partial.display()))?;
+    let mut file =
+        std::fs::File::create(partial).with_context(|| format!("cannot write {}", partial.display()))?;
     let bar = bar(size.unwrap_or(0), args.json);
     let mut hasher = DigestHasher::new(digest.algorithm());
     let mut bytes = 0;
@@ -122,7 +123,7 @@ pub(crate) async fn put(args: PutArgs) -> anyhow::Result<()> {
         progress.inc(part.len() as u64);
         Frame::data(part)
     });
-    let body = BodyExt::boxed(StreamBody::new(frames));
+    let body = StreamBody::new(frames).boxed();
     client::request(args.ops, Method::PUT, &format!("/api/v1/blobs/{digest}"), Some(size), body).await?;
     bar.finish_and_clear();
     if args.json {

@@ -15,8 +15,8 @@ use shoal_types::layout::BLOB_BYTES_MAX;
 use shoal_types::{Digest, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
 use crate::port::{
-    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError, PushError,
-    UploadId,
+    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError,
+    PushError, UploadId,
 };
 
 /// When a client may try again what the mesh could not do: origins come back, or time out, within seconds.
@@ -39,10 +39,8 @@ impl NodeMesh {
 #[async_trait]
 impl Mesh for NodeMesh {
     async fn stat_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64, PullError> {
-        let (deleted, size) = tokio::join!(
-            self.0.is_blob_deleted(repository, *digest),
-            self.0.stat(*digest, Some(repository))
-        );
+        let (deleted, size) =
+            tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
         if deleted {
             return Err(PullError::NotFound);
         }
@@ -84,7 +82,9 @@ impl Mesh for NodeMesh {
             BeginError::NoSpace(_) => PushError::NoSpace,
             BeginError::Store(why) => PushError::Internal(why),
         })?;
-        id.to_string().parse().map_err(|_| PushError::Internal("an upload id of the store is none here".to_owned()))
+        id.to_string()
+            .parse()
+            .map_err(|_| PushError::Internal("an upload id of the store is none here".to_owned()))
     }
 
     async fn upload_offset(&self, repository: &RepositoryName, upload: &UploadId) -> Result<u64, PushError> {
@@ -119,7 +119,11 @@ impl Mesh for NodeMesh {
     }
 
     async fn cancel_upload(&self, repository: &RepositoryName, upload: &UploadId) -> Result<(), PushError> {
-        if self.0.cancel_upload(repository, stored(upload)?).await { Ok(()) } else { Err(PushError::UploadUnknown) }
+        if self.0.cancel_upload(repository, stored(upload)?).await {
+            Ok(())
+        } else {
+            Err(PushError::UploadUnknown)
+        }
     }
 
     async fn mount_blob(
@@ -140,7 +144,11 @@ impl Mesh for NodeMesh {
         Ok(true)
     }
 
-    async fn resolve(&self, repository: &RepositoryName, reference: &Reference) -> Result<ManifestInfo, PullError> {
+    async fn resolve(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<ManifestInfo, PullError> {
         self.0.resolve(repository, reference).await.map(info).map_err(manifest_error)
     }
 
@@ -149,7 +157,8 @@ impl Mesh for NodeMesh {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<(ManifestInfo, Bytes), PullError> {
-        let resolved = self.0.resolve(repository, &Reference::Digest(*digest)).await.map_err(manifest_error)?;
+        let resolved =
+            self.0.resolve(repository, &Reference::Digest(*digest)).await.map_err(manifest_error)?;
         let bytes = self.0.read_manifest_bytes(*digest).await.map_err(manifest_error)?;
         Ok((info(resolved), Bytes::from(bytes)))
     }
@@ -179,7 +188,9 @@ impl Mesh for NodeMesh {
     async fn delete_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), DeleteError> {
         match self.stat_blob(repository, digest).await {
             Ok(_) => {}
-            Err(PullError::Unavailable { retry_after }) => return Err(DeleteError::Unavailable { retry_after }),
+            Err(PullError::Unavailable { retry_after }) => {
+                return Err(DeleteError::Unavailable { retry_after });
+            }
             Err(PullError::Internal(why)) => return Err(DeleteError::Internal(why)),
             Err(_) => return Err(DeleteError::NotFound),
         }
@@ -193,7 +204,8 @@ impl Mesh for NodeMesh {
         limit: usize,
     ) -> Result<Vec<TagName>, ListError> {
         let after_kind = after.cloned().map(RecordKind::Tag);
-        let records = self.0.records().list(repository, &Listing::Tags, after_kind, limit).await.map_err(list_error)?;
+        let records =
+            self.0.records().list(repository, &Listing::Tags, after_kind, limit).await.map_err(list_error)?;
         let tags: Vec<TagName> = records
             .iter()
             .filter_map(|record| match &record.value().key.kind {

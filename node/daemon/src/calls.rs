@@ -56,7 +56,8 @@ impl Node {
                 let Some(vault) = self.vault() else {
                     return failed(Failure::Refused, "this process is not an origin".to_owned());
                 };
-                let endpoints = self.directory().get(&peer).map(|member| member.endpoints).unwrap_or_default();
+                let endpoints =
+                    self.directory().get(&peer).map(|member| member.endpoints).unwrap_or_default();
                 let pusher = PeerHint { peer, zone: credential.zone.clone(), endpoints, complete: true };
                 match vault.anchor(*metainfo, Some(pusher), self.driver()).await {
                     Ok(vouched) => Answer::Anchored(Box::new(vouched)),

@@ -158,7 +158,9 @@ impl<'de> Deserialize<'de> for Toggle {
                 Ok(Toggle(value))
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Toggle, E> {
-                text.parse().map(Toggle).map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+                text.parse()
+                    .map(Toggle)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -238,8 +240,9 @@ impl Config {
                 overlay(&mut table, key, &format!("--{}", key.name), values)?;
             }
         }
-        let config: Self =
-            table.try_into().map_err(|error: toml::de::Error| ConfigError::Value(one_line(&error.to_string())))?;
+        let config: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| ConfigError::Value(one_line(&error.to_string())))?;
         config.check()?;
         Ok(config)
     }
@@ -272,7 +275,8 @@ impl Config {
         let defaults = toml::Table::try_from(Self::default()).unwrap_or_default();
         let mut text = String::from(REFERENCE_HEAD);
         for key in KEYS {
-            let default = defaults.get(key.name).map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
+            let default =
+                defaults.get(key.name).map_or_else(|| "none".to_owned(), |value| format!("`{value}`"));
             let flag = match key.kind {
                 KeyKind::Switch => format!("--{}", key.name),
                 KeyKind::List => format!("--{} {} (repeatable)", key.name, key.value_name),
@@ -339,7 +343,11 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn load(file: &str, variables: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+    fn load(
+        file: &str,
+        variables: &[(&str, &str)],
+        flags: &[(&'static str, &str)],
+    ) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shoal.toml");
         std::fs::write(&path, file).unwrap();
@@ -361,7 +369,8 @@ mod tests {
         assert_eq!(config.replicas, 4);
         let config = load(file, &[("SHOAL_BOOTSTRAP", "a, b")], &[]).unwrap();
         assert_eq!(config.bootstrap, ["a", "b"]);
-        let config = load(file, &[], &[("bootstrap", "x"), ("bootstrap", "y"), ("deletes", "false")]).unwrap();
+        let config =
+            load(file, &[], &[("bootstrap", "x"), ("bootstrap", "y"), ("deletes", "false")]).unwrap();
         assert_eq!((config.bootstrap, config.deletes), (vec!["x".to_owned(), "y".to_owned()], Toggle(false)));
     }
 

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::future::{BoxFuture, Shared};
 use shoal_engine::engine::Engine;
 use shoal_engine::io::{BufferId, Input, ReaderId, ReaderWant};
+use shoal_engine::message::Channel;
 use shoal_net::data::{DataEvent, DataHandle, PieceBuf};
 use shoal_store::Store;
-use shoal_engine::message::Channel;
 use shoal_types::{Digest, PeerId, PieceIndex};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -67,7 +67,10 @@ impl DriverHandle {
     }
 
     /// Looks at the engine; `None` when the driver has stopped.
-    pub async fn look<T: Send + 'static>(&self, question: impl FnOnce(&Engine) -> T + Send + 'static) -> Option<T> {
+    pub async fn look<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Engine) -> T + Send + 'static,
+    ) -> Option<T> {
         let (answer, wait) = oneshot::channel();
         let look = Box::new(move |engine: &Engine| {
             let _ = answer.send(question(engine));
@@ -218,7 +221,8 @@ impl Driver {
                 let credential = credential.value();
                 let (zone, roles) = (credential.zone.clone(), credential.roles);
                 // A peer that announces nothing is dialled where the control plane saw it.
-                let known = || self.parts.directory.get(&peer).map(|member| member.endpoints).unwrap_or_default();
+                let known =
+                    || self.parts.directory.get(&peer).map(|member| member.endpoints).unwrap_or_default();
                 let endpoints = if endpoints.is_empty() { known() } else { endpoints };
                 if !endpoints.is_empty() {
                     let member = Member { zone: zone.clone(), roles, endpoints: endpoints.clone() };

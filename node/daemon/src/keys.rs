@@ -126,7 +126,10 @@ pub fn read_identity(dir: &Path, mesh_pub: &Path, now: WallTime) -> Result<Ident
 /// 32 bytes of the operating system's randomness.
 pub fn random_secret() -> [u8; 32] {
     let mut secret = [0; 32];
-    #[expect(clippy::expect_used, reason = "without the operating system's randomness nothing here is secure")]
+    #[expect(
+        clippy::expect_used,
+        reason = "without the operating system's randomness nothing here is secure"
+    )]
     getrandom::fill(&mut secret).expect("the operating system has randomness");
     secret
 }
@@ -169,7 +172,8 @@ fn read_secret(path: &Path, hint: &'static str) -> Result<[u8; 32], KeyError> {
     }
     let text = fs::read_to_string(path).map_err(|source| io_error(path, source, hint))?;
     let text = text.trim();
-    let bad = || KeyError::Content { path: path.to_owned(), why: "not a key file: 64 hex characters".to_owned() };
+    let bad =
+        || KeyError::Content { path: path.to_owned(), why: "not a key file: 64 hex characters".to_owned() };
     let mut secret = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
         return Err(bad());

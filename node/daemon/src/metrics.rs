@@ -119,24 +119,45 @@ impl Metrics {
             Unit::Seconds,
             self.piece_latency.clone(),
         );
-        shoal.register("request_timeouts", "Requests given to another peer after their deadline", self.timeouts.clone());
+        shoal.register(
+            "request_timeouts",
+            "Requests given to another peer after their deadline",
+            self.timeouts.clone(),
+        );
         shoal.register("peers_dropped", "Peers disconnected, by reason", self.dropped.clone());
-        shoal.register("blobs_completed", "Blobs fetched and checked against their digest", self.completed.clone());
+        shoal.register(
+            "blobs_completed",
+            "Blobs fetched and checked against their digest",
+            self.completed.clone(),
+        );
         shoal.register("blobs_failed", "Blobs whose fetch failed", self.failed.clone());
         shoal.register("swarms", "Swarms this process takes part in", self.swarms.clone());
-        shoal.register_with_unit("read", "Bytes read by local clients, by source", bytes(), self.read.clone());
+        shoal.register_with_unit(
+            "read",
+            "Bytes read by local clients, by source",
+            bytes(),
+            self.read.clone(),
+        );
         shoal.register("pulls", "Blobs opened by local clients", self.pulls.clone());
         shoal.register("pushes", "Blobs whose push was acknowledged", self.pushes.clone());
         shoal.register("push_failures", "Blobs that too few origins kept", self.push_failures.clone());
         shoal.register("calls", "Questions from peers answered", self.calls.clone());
-        shoal.register("calls_shed", "Questions from peers dropped, the queue being full", self.calls_shed.clone());
+        shoal.register(
+            "calls_shed",
+            "Questions from peers dropped, the queue being full",
+            self.calls_shed.clone(),
+        );
         shoal.register("store_evictions", "Blobs evicted from the store", self.evicted.clone());
         shoal.register("store_blobs", "Blobs in the store", self.store_blobs.clone());
         shoal.register_with_unit("store", "Bytes of blobs in the store", bytes(), self.store_bytes.clone());
         shoal.register("connections", "Data-plane connections", self.connections.clone());
         shoal.register("origins", "Origins alive, as far as known", self.origins.clone());
         shoal.register("members", "Members heard of", self.members.clone());
-        shoal.register("figure", "Counts of the planes, of admission and of the store, by name", self.figures.clone());
+        shoal.register(
+            "figure",
+            "Counts of the planes, of admission and of the store, by name",
+            self.figures.clone(),
+        );
     }
 
     /// Takes note of an engine's report.

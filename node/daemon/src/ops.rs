@@ -30,7 +30,8 @@ pub async fn serve(node: Node, address: SocketAddr) -> std::io::Result<SocketAdd
     let stopping = node.clone();
     let router = router(node);
     tokio::spawn(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.stopping().await });
+        let served =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stopping.stopping().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the ops listener failed");
         }

@@ -1,6 +1,5 @@
 //! Where the control plane's memory and the ledger of records are kept: tables of the store.
 
-use minicbor::bytes::ByteVec;
 use shoal_net::control::persist::{
     Change, ControlPersistence, KnownPeer, PersistError, Remembered, StoredProvided, StoredProvider,
 };
@@ -139,6 +138,7 @@ fn ledger_error(error: StoreError) -> LedgerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use minicbor::bytes::ByteVec;
     use shoal_store::StoreConfig;
     use shoal_types::WallTime;
 
@@ -153,7 +153,11 @@ mod tests {
             expires: WallTime::from_unix_millis(7),
         };
         let own = StoredProvided { digest: Digest::sha256(b"own"), announced: None };
-        let peer = KnownPeer { peer: PeerId::from_public_key([9; 32]), addresses: vec![], seen: WallTime::default() };
+        let peer = KnownPeer {
+            peer: PeerId::from_public_key([9; 32]),
+            addresses: vec![],
+            seen: WallTime::default(),
+        };
         Memory::new(&open())
             .apply(vec![
                 Change::PutProvider(provider(1)),
@@ -164,6 +168,9 @@ mod tests {
             ])
             .unwrap();
         let remembered = Memory::new(&open()).load().unwrap();
-        assert_eq!(remembered, Remembered { providers: vec![provider(2)], provided: vec![own], peers: vec![peer] });
+        assert_eq!(
+            remembered,
+            Remembered { providers: vec![provider(2)], provided: vec![own], peers: vec![peer] }
+        );
     }
 }

@@ -10,7 +10,8 @@ use crate::driver::blocking;
 /// One piece in the store.
 pub(crate) fn source(store: Store, digest: Digest, piece: PieceIndex) -> PieceSource {
     PieceSource::read(move || async move {
-        let bytes = blocking(move || store.read_piece(&digest, piece)).await.map_err(std::io::Error::other)?;
+        let bytes =
+            blocking(move || store.read_piece(&digest, piece)).await.map_err(std::io::Error::other)?;
         Ok(Bytes::from(with_fault(bytes)))
     })
 }

@@ -54,7 +54,11 @@ impl Node {
     ///
     /// # Errors
     /// [`KeepError`]: nothing may be acknowledged.
-    pub async fn keep_safe(&self, digest: Digest, repository: Option<RepositoryName>) -> Result<(), KeepError> {
+    pub async fn keep_safe(
+        &self,
+        digest: Digest,
+        repository: Option<RepositoryName>,
+    ) -> Result<(), KeepError> {
         let store = self.store().clone();
         let entry = blocking(move || store.lookup(&digest)).await.map_err(KeepError::Store)?;
         let Some(entry) = entry.filter(|entry| entry.complete) else {
@@ -96,11 +100,17 @@ impl Node {
         let wanted = self.config().replicas;
         let too_few = |kept, why: &str| KeepError::TooFew { kept, wanted, why: why.to_owned() };
         if owners.len() < wanted {
-            return Err(too_few(0, &format!("{} origins are known; start more, or lower replicas", owners.len())));
+            return Err(too_few(
+                0,
+                &format!("{} origins are known; start more, or lower replicas", owners.len()),
+            ));
         }
         let mut candidates = owners.iter();
-        let mut asked: FuturesUnordered<_> =
-            candidates.by_ref().take(wanted).map(|owner| self.anchor_one(owner, metainfo, &repository)).collect();
+        let mut asked: FuturesUnordered<_> = candidates
+            .by_ref()
+            .take(wanted)
+            .map(|owner| self.anchor_one(owner, metainfo, &repository))
+            .collect();
         let mut kept = 0;
         let mut last = None;
         while let Some(result) = asked.next().await {
@@ -151,7 +161,9 @@ impl Node {
             Ok(_) => Err(failed(format!("{} vouched for something else", owner.peer))),
             Err(AskError::Failed { kind: Failure::Denied, message, .. }) => Err(KeepError::Denied(message)),
             Err(AskError::Failed { kind: Failure::NoSpace, message, .. }) => Err(KeepError::NoSpace(message)),
-            Err(AskError::Failed { kind: Failure::Corrupt, .. }) => Err(KeepError::Corrupt(metainfo.digest())),
+            Err(AskError::Failed { kind: Failure::Corrupt, .. }) => {
+                Err(KeepError::Corrupt(metainfo.digest()))
+            }
             Err(error) => Err(failed(error.to_string())),
         }
     }

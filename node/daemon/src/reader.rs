@@ -111,7 +111,13 @@ impl BlobReader {
         Self { store, digest, size, next, end, readable: size, source: Source::Local, _pin: pin }
     }
 
-    pub(crate) fn arriving(store: Store, digest: Digest, size: u64, range: Range<u64>, reader: Reader) -> Self {
+    pub(crate) fn arriving(
+        store: Store,
+        digest: Digest,
+        size: u64,
+        range: Range<u64>,
+        reader: Reader,
+    ) -> Self {
         let pin = store.pin(&digest);
         let (next, end) = (range.start, range.end.min(size));
         Self { store, digest, size, next, end, readable: next, source: Source::Arriving(reader), _pin: pin }
@@ -151,7 +157,8 @@ impl BlobReader {
             let mut bytes = Vec::new();
             store.read(&digest, range, &mut bytes).map(|()| bytes)
         };
-        let bytes = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let bytes =
+            tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         self.next = until;
         if let Source::Arriving(reader) = &self.source {
             reader.moved(self.next);

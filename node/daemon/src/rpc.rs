@@ -182,7 +182,10 @@ pub enum Failure {
 
 /// Encodes a body.
 pub fn encode<T: minicbor::Encode<()>>(body: &T) -> Vec<u8> {
-    #[expect(clippy::expect_used, reason = "writing to a Vec cannot fail and our encoders have no errors of their own")]
+    #[expect(
+        clippy::expect_used,
+        reason = "writing to a Vec cannot fail and our encoders have no errors of their own"
+    )]
     minicbor::to_vec(body).expect("encoding to memory cannot fail")
 }
 

@@ -48,7 +48,10 @@ pub(crate) async fn listen(node: Node, mut events: mpsc::Receiver<ControlEvent>)
 }
 
 /// Tells the engine and the DHT what the store removed.
-pub(crate) async fn follow_removals(node: Node, mut removed: mpsc::UnboundedReceiver<(Digest, RemovalReason)>) {
+pub(crate) async fn follow_removals(
+    node: Node,
+    mut removed: mpsc::UnboundedReceiver<(Digest, RemovalReason)>,
+) {
     while let Some((digest, reason)) = removed.recv().await {
         if reason == RemovalReason::Evicted {
             node.metrics().evicted.inc();
@@ -124,7 +127,8 @@ async fn restore(node: &Node, digest: Digest) {
         if !lacks {
             continue;
         }
-        let anchor = Request::Anchor { metainfo: Box::new(entry.metainfo.as_ref().clone()), repository: None };
+        let anchor =
+            Request::Anchor { metainfo: Box::new(entry.metainfo.as_ref().clone()), repository: None };
         match node.links().ask(owner.peer, &owner.endpoints, &anchor, ANCHOR_TIMEOUT).await {
             Ok(_) => tracing::info!(%digest, origin = %owner.peer, "a copy was restored"),
             Err(error) => tracing::warn!(%digest, %error, "a copy cannot be restored"),

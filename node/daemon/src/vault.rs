@@ -10,7 +10,8 @@ use shoal_net::identity::Identity;
 use shoal_origin::{Backend, BackendError};
 use shoal_store::Store;
 use shoal_types::{
-    Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, Signed, SignedMetainfo, VouchedMetainfo,
+    Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, Signed, SignedMetainfo,
+    VouchedMetainfo,
 };
 
 use crate::driver::{DriverHandle, blocking};
@@ -120,8 +121,12 @@ impl Vault {
                 Ok(signed) if signed.value().digest() == digest && signed.value().size() == size => {
                     return Ok(Some(self.vouch(signed.value().clone())));
                 }
-                Ok(_) => tracing::warn!(%digest, "the metainfo beside a blob is another blob's: it is made anew"),
-                Err(error) => tracing::warn!(%digest, %error, "the metainfo beside a blob is damaged: it is made anew"),
+                Ok(_) => {
+                    tracing::warn!(%digest, "the metainfo beside a blob is another blob's: it is made anew")
+                }
+                Err(error) => {
+                    tracing::warn!(%digest, %error, "the metainfo beside a blob is damaged: it is made anew")
+                }
             }
         }
         let made = self.scan(digest, size).await?;
@@ -189,7 +194,8 @@ impl Vault {
         blocking(move || store.commit(&digest)).await.map_err(AnchorError::Store)?;
         let vouched = self.vouch(metainfo);
         let _pin = self.store.pin(&digest);
-        let path = self.store.path(&digest).ok_or_else(|| AnchorError::Store("the blob vanished".to_owned()))?;
+        let path =
+            self.store.path(&digest).ok_or_else(|| AnchorError::Store("the blob vanished".to_owned()))?;
         self.backend.put(&digest, &path, vouched.value().size(), &vouched.metainfo.to_bytes()).await?;
         let (store, proof) = (self.store.clone(), Arc::new(vouched.clone()));
         blocking(move || store.set_vouched(proof)).await.map_err(AnchorError::Store)?;
@@ -216,7 +222,9 @@ impl Vault {
         let mut reader = driver.open(digest, ReaderWant::Whole).await;
         driver.tell(Input::MetainfoLearned { metainfo: Arc::new(metainfo.clone()), vouched: None }).await;
         if let Some(pusher) = pusher {
-            driver.tell(Input::PeersFound { digest, source: LookupSource::Owners, peers: vec![pusher] }).await;
+            driver
+                .tell(Input::PeersFound { digest, source: LookupSource::Owners, peers: vec![pusher] })
+                .await;
         }
         reader.done().await.map_err(|error| match error {
             ReadError::Corrupt => AnchorError::Corrupt(digest),

@@ -4,7 +4,7 @@ use crate::credential::SignedCredential;
 use crate::digest::Digest;
 use crate::endpoint::Endpoint;
 use crate::peer::PeerId;
-use crate::record::{RecordKey, RecordVersion};
+use crate::record::{RecordKind, SignedRecord};
 use crate::reference::ImageReference;
 use crate::signed::{Document, Signed, SignedError};
 use crate::time::WallTime;
@@ -50,19 +50,10 @@ pub enum GossipMessage {
     /// An origin is alive.
     #[n(0)]
     Heartbeat(#[n(0)] Signed<Heartbeat>),
-    /// A record has a new state: caches of older ones are stale.
+    /// A tag moved, or something was deleted: what is cached of it is stale. Values of manifests and blobs are not
+    /// gossiped, so that annotations do not make messages long.
     #[n(1)]
-    RecordChanged {
-        /// Which record.
-        #[n(0)]
-        key: RecordKey,
-        /// Its newest version.
-        #[n(1)]
-        version: RecordVersion,
-        /// The content it now points at, or `None` for a deletion.
-        #[n(2)]
-        digest: Option<Digest>,
-    },
+    RecordChanged(#[n(0)] SignedRecord),
     /// An origin has a blob it did not have before.
     #[n(2)]
     BlobAdded {
@@ -103,6 +94,12 @@ impl GossipMessage {
             }
             Self::Heartbeat(beat) if beat.signer() != beat.value().peer() => {
                 Err(SignedError::Envelope("a heartbeat is signed by another than its origin".to_owned()))
+            }
+            Self::RecordChanged(record)
+                if record.value().value.is_some()
+                    && !matches!(record.value().key.kind, RecordKind::Tag(_)) =>
+            {
+                Err(SignedError::Envelope("a changed record is neither a tag nor a deletion".to_owned()))
             }
             Self::Preheat { image } if image.parse::<ImageReference>().is_err() => {
                 Err(SignedError::Envelope("a preheat command names no image".to_owned()))
@@ -145,6 +142,31 @@ mod tests {
         assert_eq!(GossipMessage::from_bytes(&bytes).unwrap(), good);
         let forged = heartbeat(&Keypair::from_secret(&[3; 32]), keypair.peer_id());
         assert!(GossipMessage::from_bytes(&forged.to_bytes()).is_err());
+    }
+
+    #[test]
+    fn only_tags_and_deletions_are_news() {
+        use crate::record::{Record, RecordKey, RecordValue, RecordVersion};
+        let keypair = Keypair::from_secret(&[2; 32]);
+        let digest = Digest::sha256(b"m");
+        let change = |kind, live: bool| {
+            let value = live.then(|| RecordValue {
+                digest,
+                media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+                size: 1,
+                subject: None,
+                artifact_type: None,
+                annotations: Default::default(),
+            });
+            let version =
+                RecordVersion { counter: 1, written: WallTime::default(), author: keypair.peer_id() };
+            let key = RecordKey { repository: "a".parse().unwrap(), kind };
+            GossipMessage::RecordChanged(Signed::sign(Record { key, version, value }, &keypair))
+        };
+        let tag = change(RecordKind::Tag("v1".parse().unwrap()), true);
+        assert_eq!(GossipMessage::from_bytes(&tag.to_bytes()).unwrap(), tag);
+        assert!(GossipMessage::from_bytes(&change(RecordKind::Manifest(digest), false).to_bytes()).is_ok());
+        assert!(GossipMessage::from_bytes(&change(RecordKind::Manifest(digest), true).to_bytes()).is_err());
     }
 
     proptest! {

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use shoal_engine::message::Channel;
 use shoal_engine::io::{BufferId, DropReason, Effect, Input, LocalBlob, Opened};
+use shoal_engine::message::Channel;
 use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
 
@@ -37,7 +37,9 @@ impl Driver {
                 let discovery = Arc::clone(&self.parts.discovery);
                 self.start(async move { discovery.provide(digest).await });
             }
-            Effect::VerifyPiece { digest, piece, buffer, from } => self.verify_piece(digest, piece, buffer, from),
+            Effect::VerifyPiece { digest, piece, buffer, from } => {
+                self.verify_piece(digest, piece, buffer, from)
+            }
             Effect::DropBuffer { buffer } => drop(self.buffers.remove(&buffer)),
             Effect::FetchFromBackend { digest, piece } => self.fetch_from_backend(digest, piece),
             Effect::FinishBlob { digest } => self.finish_blob(digest),
@@ -48,7 +50,9 @@ impl Driver {
                 self.progress(reader, |progress| progress.until = progress.until.max(until));
             }
             Effect::ReaderDone { reader } => self.progress(reader, |progress| progress.done = true),
-            Effect::ReaderFailed { reader, why } => self.progress(reader, |progress| progress.failed = Some(why)),
+            Effect::ReaderFailed { reader, why } => {
+                self.progress(reader, |progress| progress.failed = Some(why))
+            }
             Effect::Report(report) => {
                 self.parts.pulls.note(&report);
                 self.parts.metrics.note(&report);
@@ -61,7 +65,11 @@ impl Driver {
         tokio::spawn(task);
     }
 
-    fn progress(&self, reader: shoal_engine::io::ReaderId, change: impl FnOnce(&mut crate::reader::Progress)) {
+    fn progress(
+        &self,
+        reader: shoal_engine::io::ReaderId,
+        change: impl FnOnce(&mut crate::reader::Progress),
+    ) {
         if let Some(progress) = self.readers.get(&reader) {
             progress.send_modify(change);
         }
@@ -110,7 +118,8 @@ impl Driver {
     }
 
     fn open_blob(&self, digest: Digest) {
-        let (store, vault, handle) = (self.parts.store.clone(), self.parts.vault.clone(), self.handle.clone());
+        let (store, vault, handle) =
+            (self.parts.store.clone(), self.parts.vault.clone(), self.handle.clone());
         let gate = self.parts.creating.get(&digest).cloned();
         self.start(async move {
             if let Some(gate) = gate {
@@ -146,12 +155,13 @@ impl Driver {
             if let Some(gate) = gate {
                 gate.await;
             }
-            let fact = match tokio::task::spawn_blocking(move || check_in(&store, digest, piece, &buffer)).await {
-                Ok(CheckedIn::Verified) => Input::PieceVerified { digest, piece },
-                Ok(CheckedIn::Corrupt) => Input::PieceCorrupt { digest, piece, from: Some(from) },
-                Ok(CheckedIn::Failed(why)) => Input::WriteFailed { digest, piece, why },
-                Err(error) => Input::WriteFailed { digest, piece, why: error.to_string() },
-            };
+            let fact =
+                match tokio::task::spawn_blocking(move || check_in(&store, digest, piece, &buffer)).await {
+                    Ok(CheckedIn::Verified) => Input::PieceVerified { digest, piece },
+                    Ok(CheckedIn::Corrupt) => Input::PieceCorrupt { digest, piece, from: Some(from) },
+                    Ok(CheckedIn::Failed(why)) => Input::WriteFailed { digest, piece, why },
+                    Err(error) => Input::WriteFailed { digest, piece, why: error.to_string() },
+                };
             handle.tell(fact).await;
         });
     }

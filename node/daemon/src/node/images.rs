@@ -4,17 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::io::ReadError;
-use shoal_types::{
-    Digest, Metainfo, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName,
-};
+use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
 use super::{FinishError, Node};
-use crate::driver::blocking;
 use crate::records::service::{RecordError, Seen};
 use crate::rpc::{Listing, PAGE_MAX};
 
 /// Largest manifest (distribution specification v1.1, "Pushing Manifests": registries should accept at least 4 MiB).
-pub const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How often a register is read again while no owner can be reached.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -46,7 +43,11 @@ impl Node {
     ///
     /// # Errors
     /// [`ManifestError`].
-    pub async fn resolve(&self, repository: &RepositoryName, reference: &Reference) -> Result<Resolved, ManifestError> {
+    pub async fn resolve(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Resolved, ManifestError> {
         match reference {
             Reference::Tag(tag) => {
                 let key = tag_key(repository, tag);
@@ -59,10 +60,15 @@ impl Node {
         }
     }
 
-    async fn resolve_digest(&self, repository: &RepositoryName, digest: Digest) -> Result<Resolved, ManifestError> {
+    async fn resolve_digest(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+    ) -> Result<Resolved, ManifestError> {
         let key = manifest_key(repository, digest);
         // A manifest never changes: what is remembered is true until a deletion is heard of.
-        let remembered = self.records().remembered(&key).map_err(|error| ManifestError::Store(error.to_string()))?;
+        let remembered =
+            self.records().remembered(&key).map_err(|error| ManifestError::Store(error.to_string()))?;
         if let Some(value) = remembered.and_then(|record| record.value().value.clone()) {
             return Ok(Resolved { value, stale: false });
         }
@@ -120,7 +126,9 @@ impl Node {
         let put = tokio::task::spawn_blocking(move || store.put_bytes(&metainfo, None, &bytes)).await;
         match put {
             Ok(Ok(())) => {}
-            Ok(Err(shoal_store::PutError::NoSpace(error))) => return Err(FinishError::NoSpace(error.to_string())),
+            Ok(Err(shoal_store::PutError::NoSpace(error))) => {
+                return Err(FinishError::NoSpace(error.to_string()));
+            }
             Ok(Err(error)) => return Err(FinishError::Store(error.to_string())),
             Err(error) => return Err(FinishError::Store(error.to_string())),
         }
@@ -128,7 +136,8 @@ impl Node {
         self.records().write(manifest_key(repository, digest), Some(value.clone())).await?;
         if let Some(tag) = tag {
             // What only referrers lists need is in the manifest's record; a tag's stays small enough for gossip.
-            let value = RecordValue { subject: None, artifact_type: None, annotations: Default::default(), ..value };
+            let value =
+                RecordValue { subject: None, artifact_type: None, annotations: Default::default(), ..value };
             self.records().write(tag_key(repository, tag), Some(value)).await?;
         }
         Ok(())
@@ -146,7 +155,11 @@ impl Node {
     ///
     /// # Errors
     /// [`RecordError`].
-    pub async fn delete_manifest(&self, repository: &RepositoryName, digest: Digest) -> Result<bool, RecordError> {
+    pub async fn delete_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+    ) -> Result<bool, RecordError> {
         let mut after = None;
         loop {
             let page = self.records().list(repository, &Listing::Tags, after, PAGE_MAX as usize).await?;
@@ -204,7 +217,9 @@ impl Node {
                 return Ok(seen);
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(ManifestError::Unavailable("no owner of the repository can be reached".to_owned()));
+                return Err(ManifestError::Unavailable(
+                    "no owner of the repository can be reached".to_owned(),
+                ));
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -212,7 +227,7 @@ impl Node {
 }
 
 /// The media type a manifest states, or the one its shape tells.
-pub fn media_type_of(bytes: &[u8]) -> Option<String> {
+pub(crate) fn media_type_of(bytes: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     if let Some(stated) = value.get("mediaType").and_then(|stated| stated.as_str()) {
         return Some(stated.to_owned());

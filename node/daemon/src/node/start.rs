@@ -72,17 +72,9 @@ impl Node {
             let _ = removed_sender.send((digest, reason));
         });
         let (calls_sender, incoming) = mpsc::channel(calls::QUEUE);
-        let inner = assemble(
-            config,
-            tls,
-            clock,
-            store,
-            (data, data_events),
-            control,
-            calls_sender,
-            &mut registry,
-        )
-        .await?;
+        let inner =
+            assemble(config, tls, clock, store, (data, data_events), control, calls_sender, &mut registry)
+                .await?;
         let node = Self(Arc::new(Inner { registry: Mutex::new(registry), ..inner }));
         tokio::spawn(calls::serve(node.clone(), incoming));
         tokio::spawn(upkeep::listen(node.clone(), control_events));
@@ -117,12 +109,16 @@ fn check(config: &Config, identity: &Identity) -> Result<(), StartError> {
 async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let mut settings = StoreConfig::new(config.data_dir.join("store"));
     settings.capacity_bytes = config.capacity.map(|size| size.as_u64());
-    let (store, report) = blocking(move || Store::open(settings, clock.wall())).await.map_err(StartError::Store)?;
+    let (store, report) =
+        blocking(move || Store::open(settings, clock.wall())).await.map_err(StartError::Store)?;
     tracing::info!(?report, "the store is open");
     Ok(store)
 }
 
-async fn bind_data(config: &Config, tls: &TlsSetup) -> Result<(DataHandle, mpsc::Receiver<DataEvent>), StartError> {
+async fn bind_data(
+    config: &Config,
+    tls: &TlsSetup,
+) -> Result<(DataHandle, mpsc::Receiver<DataEvent>), StartError> {
     let settings = DataConfig {
         listen: config.data_listen,
         announce: config.data_announce.clone(),
@@ -164,7 +160,8 @@ fn parse_all<T: std::str::FromStr>(texts: &[String], key: &str) -> Result<Vec<T>
 where
     T::Err: std::fmt::Display,
 {
-    let parse = |text: &String| text.parse().map_err(|error| StartError::Config(format!("{key}: {text:?}: {error}")));
+    let parse =
+        |text: &String| text.parse().map_err(|error| StartError::Config(format!("{key}: {text:?}: {error}")));
     texts.iter().map(parse).collect()
 }
 
@@ -193,7 +190,8 @@ async fn assemble(
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
     let engine_config = engine_config(&config)?;
     let (driver, _task) = {
-        let parts = (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
+        let parts =
+            (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
         let (vault, pulls, metrics) = (vault.clone(), Arc::clone(&pulls), Arc::clone(&metrics));
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
@@ -252,7 +250,8 @@ async fn open_vault(
     identity: &Identity,
     control: &ControlHandle,
 ) -> Result<Arc<Vault>, StartError> {
-    let url: BackendUrl = url.parse().map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    let url: BackendUrl =
+        url.parse().map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
     let backend = url.open().await.map_err(|error| StartError::Backend(error.to_string()))?;
     let control = control.clone();
     let news = move |message| {

@@ -179,7 +179,9 @@ impl Node {
             Ok(Ok(_)) => {}
             Ok(Err(UploadFinishError::Unknown(_))) => return Err(FinishError::Unknown),
             Ok(Err(UploadFinishError::DigestMismatch { got, .. })) => return Err(FinishError::Digest(got)),
-            Ok(Err(UploadFinishError::NoSpace(error))) => return Err(FinishError::NoSpace(error.to_string())),
+            Ok(Err(UploadFinishError::NoSpace(error))) => {
+                return Err(FinishError::NoSpace(error.to_string()));
+            }
             Ok(Err(error)) => return Err(FinishError::Store(error.to_string())),
             Err(error) => return Err(FinishError::Store(error.to_string())),
         }

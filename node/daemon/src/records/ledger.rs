@@ -97,7 +97,8 @@ impl Ledger {
             (record_key(&value.key), Some(stored)),
             (repository_key(&value.key.repository), Some(vec![FORMAT])),
         ];
-        let subject_of = |record: &SignedRecord| record.value().value.as_ref().and_then(|value| value.subject);
+        let subject_of =
+            |record: &SignedRecord| record.value().value.as_ref().and_then(|value| value.subject);
         if let Some(old) = known.as_ref().and_then(subject_of) {
             writes.push((referrer_key(&value.key, &old), None));
         }
@@ -127,7 +128,8 @@ impl Ledger {
         };
         let mut prefix = repository_prefix(b"r/", repository);
         prefix.push(first);
-        let after = after.map(|kind| record_key(&RecordKey { repository: repository.clone(), kind: kind.clone() }));
+        let after =
+            after.map(|kind| record_key(&RecordKey { repository: repository.clone(), kind: kind.clone() }));
         let mut found = self.table.scan(&prefix, after.as_deref(), limit + 1)?;
         let more = found.len() > limit;
         found.truncate(limit);
@@ -281,7 +283,8 @@ impl LedgerTable for MemoryTable {
 
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Entries, LedgerError> {
         let map = self.0.lock();
-        let start = after.map_or_else(|| prefix.to_vec(), |after| [after, &[0]].concat()).max(prefix.to_vec());
+        let start =
+            after.map_or_else(|| prefix.to_vec(), |after| [after, &[0]].concat()).max(prefix.to_vec());
         Ok(map
             .range(start..)
             .take_while(|(key, _)| key.starts_with(prefix))
@@ -347,7 +350,9 @@ mod tests {
     #[test]
     fn repositories_without_a_live_record_are_not_listed() {
         let ledger = Ledger::new(Box::<MemoryTable>::default());
-        for (name, counter, live) in [("a", 1, true), ("a/b", 1, true), ("c", 1, true), ("c", 2, false), ("d", 1, true)] {
+        for (name, counter, live) in
+            [("a", 1, true), ("a/b", 1, true), ("c", 1, true), ("c", 2, false), ("d", 1, true)]
+        {
             ledger.apply(&record(name, tag("v"), counter, live.then(|| value(None)))).unwrap();
         }
         let names = |after: Option<&str>, limit| {

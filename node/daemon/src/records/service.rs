@@ -101,7 +101,11 @@ impl Records {
     /// # Errors
     /// [`RecordError::Unavailable`] and [`RecordError::Denied`]: nothing was acknowledged; a write that was under
     /// way may still come to be seen.
-    pub async fn write(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+    pub async fn write(
+        &self,
+        key: RecordKey,
+        value: Option<RecordValue>,
+    ) -> Result<SignedRecord, RecordError> {
         let mut why = "no origin is known".to_owned();
         for owner in self.discovery.repository_owners(&key.repository) {
             if owner.peer == self.identity.peer_id() {
@@ -177,7 +181,8 @@ impl Records {
         let mut live = Vec::new();
         let mut after = after;
         loop {
-            let wanted = u32::try_from(limit.saturating_sub(live.len()).max(1)).unwrap_or(PAGE_MAX).min(PAGE_MAX);
+            let wanted =
+                u32::try_from(limit.saturating_sub(live.len()).max(1)).unwrap_or(PAGE_MAX).min(PAGE_MAX);
             let request = Request::ListRecords {
                 repository: repository.clone(),
                 what: what.clone(),
@@ -216,7 +221,8 @@ impl Records {
         let request = Request::ListRepositories { after: after.cloned(), limit: wanted };
         let origins = self.discovery.owners(b"");
         let asked = origins.len();
-        let mut answers: FuturesUnordered<_> = origins.iter().map(|origin| self.put_question(origin, &request)).collect();
+        let mut answers: FuturesUnordered<_> =
+            origins.iter().map(|origin| self.put_question(origin, &request)).collect();
         let mut names = std::collections::BTreeSet::new();
         let mut horizon: Option<RepositoryName> = None;
         let mut heard = 0;
@@ -233,7 +239,11 @@ impl Records {
             return Err(RecordError::Unavailable("no origin answers".to_owned()));
         }
         // Beyond the end of the shortest page an origin may have names it has not told.
-        Ok(names.into_iter().filter(|name| horizon.as_ref().is_none_or(|end| name <= end)).take(limit).collect())
+        Ok(names
+            .into_iter()
+            .filter(|name| horizon.as_ref().is_none_or(|end| name <= end))
+            .take(limit)
+            .collect())
     }
 
     /// News of a record's change: if it is newer than what is remembered, remember at least what it points at.
@@ -250,9 +260,13 @@ impl Records {
                 }
                 self.coordinate(key, value).await.map(|record| Answer::Record(Some(record)))
             }
-            Request::PutRecord { record } if roles.contains(Role::Origin) && self.is_origin() => self.keep(&record),
+            Request::PutRecord { record } if roles.contains(Role::Origin) && self.is_origin() => {
+                self.keep(&record)
+            }
             Request::PutRecord { .. } => return failed(Failure::Denied, "only origins exchange records"),
-            Request::GetRecord { key } => self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from),
+            Request::GetRecord { key } => {
+                self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from)
+            }
             Request::ListRecords { repository, what, after, limit } => self
                 .ledger
                 .list(&repository, &what, after.as_ref(), limit)
@@ -263,7 +277,9 @@ impl Records {
                 .repositories(after.as_ref(), limit)
                 .map(|(names, more)| Answer::Repositories { names, more })
                 .map_err(RecordError::from),
-            Request::Anchor { .. } | Request::Stat { .. } => return failed(Failure::Refused, "not about records"),
+            Request::Anchor { .. } | Request::Stat { .. } => {
+                return failed(Failure::Refused, "not about records");
+            }
         };
         result.unwrap_or_else(|error| match error {
             RecordError::Denied(why) => failed(Failure::Denied, &why),
@@ -271,7 +287,12 @@ impl Records {
         })
     }
 
-    fn refuse_write(&self, repository: &RepositoryName, roles: Roles, namespaces: &[String]) -> Option<Answer> {
+    fn refuse_write(
+        &self,
+        repository: &RepositoryName,
+        roles: Roles,
+        namespaces: &[String],
+    ) -> Option<Answer> {
         if !self.is_origin() {
             return Some(failed(Failure::Refused, "this process is not an origin"));
         }
@@ -289,7 +310,11 @@ impl Records {
     }
 
     /// As an owner: picks a version, signs, and has a majority of the owners keep it.
-    async fn coordinate(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+    async fn coordinate(
+        &self,
+        key: RecordKey,
+        value: Option<RecordValue>,
+    ) -> Result<SignedRecord, RecordError> {
         let lock = Arc::clone(self.writing.lock().entry(key.clone()).or_default());
         let result = {
             let _one_at_a_time = lock.lock().await;
@@ -303,7 +328,11 @@ impl Records {
         result
     }
 
-    async fn coordinate_alone(&self, key: RecordKey, value: Option<RecordValue>) -> Result<SignedRecord, RecordError> {
+    async fn coordinate_alone(
+        &self,
+        key: RecordKey,
+        value: Option<RecordValue>,
+    ) -> Result<SignedRecord, RecordError> {
         let owners = self.zone_owners(&key.repository);
         let majority = owners.len() / 2 + 1;
         let (answers, known) = self.read_zone(&key, &owners).await;
@@ -316,20 +345,23 @@ impl Records {
         let version = RecordVersion { counter, written: wall_now(), author: self.identity.peer_id() };
         let record = Signed::sign(Record { key, version, value }, &self.identity.keypair);
         let request = Request::PutRecord { record: record.clone() };
-        let mut puts: FuturesUnordered<_> = owners.iter().map(|owner| self.put_question(owner, &request)).collect();
+        let mut puts: FuturesUnordered<_> =
+            owners.iter().map(|owner| self.put_question(owner, &request)).collect();
         let mut kept = 0;
         while let Some(answer) = puts.next().await {
             match answer {
                 Ok(Answer::Record(_)) => kept += 1,
                 Ok(_) => {}
-                Err(error) => tracing::warn!(key = %record.value().key, %error, "an owner does not keep a record"),
+                Err(error) => {
+                    tracing::warn!(key = %record.value().key, %error, "an owner does not keep a record")
+                }
             }
         }
         if kept < majority {
             let why = format!("{kept} of {} owners kept the record, {majority} are needed", owners.len());
             return Err(RecordError::Unavailable(why));
         }
-        self.announce(&record);
+        self.announce(&record).await;
         Ok(record)
     }
 
@@ -342,7 +374,8 @@ impl Records {
     /// Asks the owners of one zone: how many answered, and the newest record among the answers.
     async fn read_zone(&self, key: &RecordKey, owners: &[Origin]) -> (usize, Option<SignedRecord>) {
         let request = Request::GetRecord { key: key.clone() };
-        let mut asked: FuturesUnordered<_> = owners.iter().map(|owner| self.put_question(owner, &request)).collect();
+        let mut asked: FuturesUnordered<_> =
+            owners.iter().map(|owner| self.put_question(owner, &request)).collect();
         let (mut answers, mut newest) = (0, None);
         while let Some(answer) = asked.next().await {
             if let Ok(Answer::Record(record)) = answer {
@@ -380,7 +413,8 @@ impl Records {
     ) -> Result<Vec<(Vec<SignedRecord>, bool)>, RecordError> {
         let owners = self.discovery.repository_owners(repository);
         let chosen: Vec<&Origin> = by_zone(&owners).flatten().collect();
-        let mut asked: FuturesUnordered<_> = chosen.into_iter().map(|owner| self.put_question(owner, request)).collect();
+        let mut asked: FuturesUnordered<_> =
+            chosen.into_iter().map(|owner| self.put_question(owner, request)).collect();
         let mut pages = Vec::new();
         while let Some(answer) = asked.next().await {
             if let Ok(Answer::Records { records, more }) = answer {
@@ -400,7 +434,9 @@ impl Records {
         }
         let answer = match request.clone() {
             Request::PutRecord { record } => self.keep(&record),
-            Request::GetRecord { key } => self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from),
+            Request::GetRecord { key } => {
+                self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from)
+            }
             Request::ListRecords { repository, what, after, limit } => self
                 .ledger
                 .list(&repository, &what, after.as_ref(), limit)
@@ -429,10 +465,13 @@ impl Records {
         }
     }
 
-    fn announce(&self, record: &SignedRecord) {
+    async fn announce(&self, record: &SignedRecord) {
         let value = record.value();
         if value.value.is_none() || matches!(value.key.kind, RecordKind::Tag(_)) {
-            self.control.publish(GossipMessage::RecordChanged(record.clone()));
+            // Caches that miss it ask the owners all the same.
+            if let Err(error) = self.control.publish(GossipMessage::RecordChanged(record.clone())).await {
+                tracing::debug!(key = %value.key, %error, "a change is not gossiped");
+            }
         }
     }
 }
@@ -442,7 +481,10 @@ pub fn may_push(repository: &RepositoryName, namespaces: &[String]) -> bool {
     namespaces.is_empty()
         || namespaces.iter().any(|namespace| {
             let prefix = namespace.trim_end_matches('/');
-            repository.as_str().strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            repository
+                .as_str()
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
 }
 
@@ -509,10 +551,14 @@ mod tests {
     #[test]
     fn pages_of_owners_that_differ_are_merged_to_the_shortest() {
         let one = (vec![record("a", 1, true), record("b", 2, false), record("c", 1, true)], true);
-        let two = (vec![record("a", 2, true), record("b", 1, true), record("d", 1, true), record("e", 1, true)], false);
+        let two = (
+            vec![record("a", 2, true), record("b", 1, true), record("d", 1, true), record("e", 1, true)],
+            false,
+        );
         let (merged, more) = merge_pages(vec![one, two]);
         assert!(more);
-        let seen: Vec<_> = merged.values().map(|r| (r.value().version.counter, r.value().value.is_some())).collect();
+        let seen: Vec<_> =
+            merged.values().map(|r| (r.value().version.counter, r.value().value.is_some())).collect();
         assert_eq!(seen, [(2, true), (2, false), (1, true)]);
     }
 
