@@ -56,9 +56,11 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     let doors = vec![address];
 
     let mut nodes = Vec::new();
+    let blobs = dir.join("blobs");
+    std::fs::create_dir_all(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
     let origin_config = Config {
         origin: true,
-        backend: Some(format!("fs:{}", dir.join("blobs").display())),
+        backend: Some(format!("fs:{}", blobs.display())),
         ..part_config(&dir, "origin", &doors)
     };
     let roles = Roles::NONE.with(Role::Node).with(Role::Origin);
