@@ -230,3 +230,39 @@ fn an_owner_that_lacks_a_blob_finds_it_for_who_asks() {
     assert!(fleet.run_readers(secs(10)));
     assert!(owners.iter().any(|owner| fleet.pieces_of(*owner, &digest) > 0));
 }
+
+#[test]
+fn blobs_from_one_peer_come_side_by_side() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 14);
+    let source = fleet.add(origin());
+    let node = fleet.add(NodeSpec::default());
+    let readers: Vec<_> = (0..5)
+        .map(|number| {
+            let truth = Truth::new(100 + number, 20 * MIB);
+            fleet.store(source, &truth);
+            fleet.read(node, truth.metainfo.digest(), everything())
+        })
+        .collect();
+    assert!(fleet.run_readers(secs(30)));
+    let outcomes: Vec<_> = readers.iter().map(|reader| fleet.outcome(node, *reader)).collect();
+    let first_done = outcomes.iter().filter_map(|outcome| outcome.done).min().unwrap();
+    for outcome in &outcomes {
+        assert!(outcome.first_byte.unwrap() < first_done - secs(1), "{outcomes:?}");
+    }
+}
+
+#[test]
+fn downloads_that_share_a_small_buffer_all_end() {
+    let mut config = FleetConfig::default();
+    config.engine.buffer_bytes_max = MIB;
+    let mut fleet = Fleet::new(config, 15);
+    let node = fleet.add(NodeSpec::default());
+    for number in 0..8 {
+        let truth = Truth::new(200 + number, 5 * MIB);
+        let source = fleet.add(origin());
+        fleet.store(source, &truth);
+        fleet.read(node, truth.metainfo.digest(), everything());
+    }
+    // The fleet checks the limit after every step.
+    assert!(fleet.run_readers(secs(60)), "{:#?}", fleet.engine_of(node).swarms().collect::<Vec<_>>());
+}

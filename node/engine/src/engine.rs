@@ -90,6 +90,8 @@ pub struct Engine {
     verifying: BTreeMap<(Digest, u32), u32>,
     /// Swarms that waited for buffer room.
     hungry: BTreeSet<Digest>,
+    /// The one of them that went on last.
+    fed: Option<Digest>,
     rate_in: Bucket,
     rate_out: Bucket,
     zone_rate_in: Bucket,
@@ -125,6 +127,7 @@ impl Engine {
             buffered_bytes: 0,
             verifying: BTreeMap::new(),
             hungry: BTreeSet::new(),
+            fed: None,
             bad_signers: BTreeSet::new(),
         }
     }
@@ -166,6 +169,7 @@ impl Engine {
             Input::BlobCorrupt { digest } => self.blob_corrupt(digest),
             Input::BlobRemoved { digest } => self.blob_removed(digest),
         }
+        self.feed_hungry();
     }
 
     /// The next wish, in the order in which they are to be carried out.
@@ -192,6 +196,7 @@ impl Engine {
                 Timer::Uploads => self.serve(),
             }
         }
+        self.feed_hungry();
     }
 
     fn advance_clock(&mut self, now: Timestamp) {

@@ -1,7 +1,9 @@
 //! Asking for pieces and taking them in.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shoal_types::layout::PIECE_BYTES_MIN;
 use shoal_types::{Digest, PeerId, PieceIndex, Zone};
 
 use super::Engine;
@@ -28,10 +30,10 @@ const BACKEND_PAUSE: Duration = Duration::from_millis(500);
 impl Engine {
     /// Asks for as much as is allowed, one piece a peer in turn, so that the first pieces come from everybody.
     pub(super) fn fill_swarm(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
-        if swarm.opening || !swarm.wants_payload(self.now, self.config.linger) {
+        if !self.may_fill(digest) {
             return;
         }
+        let Some(swarm) = self.swarms.get(&digest) else { return };
         let mut order: Vec<(bool, bool, PeerId)> = swarm
             .members
             .iter()
@@ -49,12 +51,18 @@ impl Engine {
 
     /// Asks one peer for as much as is allowed.
     pub(super) fn fill_member(&mut self, digest: Digest, peer: PeerId) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
-        if swarm.opening || !swarm.wants_payload(self.now, self.config.linger) {
+        if !self.may_fill(digest) {
             return;
         }
         while self.request_one(digest, peer) {}
         self.check_starved(digest);
+    }
+
+    /// Whether a swarm is to ask for anything now.
+    fn may_fill(&self, digest: Digest) -> bool {
+        self.swarms
+            .get(&digest)
+            .is_some_and(|swarm| !swarm.opening && swarm.wants_payload(self.now, self.config.linger))
     }
 
     fn request_one(&mut self, digest: Digest, peer: PeerId) -> bool {
@@ -166,10 +174,22 @@ impl Engine {
         self.buffered_bytes = self.buffered_bytes.saturating_sub(bytes.into());
     }
 
-    /// Lets one swarm that waited for buffer room go on. The next one comes with the next room.
-    fn feed_hungry(&mut self) {
-        if let Some(digest) = self.hungry.pop_first() {
-            self.fill_swarm(digest);
+    /// Lets the swarms that waited for buffer room go on, in turn from the one after the last that did.
+    pub(super) fn feed_hungry(&mut self) {
+        let mut waiting = std::mem::take(&mut self.hungry);
+        let mut later = match self.fed {
+            Some(last) => waiting.split_off(&last),
+            None => BTreeSet::new(),
+        };
+        // `last` itself comes at the very end.
+        let last = self.fed.filter(|last| later.remove(last));
+        for digest in later.into_iter().chain(waiting).chain(last) {
+            if self.buffered_bytes.saturating_add(PIECE_BYTES_MIN.into()) > self.config.buffer_bytes_max {
+                self.hungry.insert(digest);
+            } else {
+                self.fed = Some(digest);
+                self.fill_swarm(digest);
+            }
         }
     }
 
@@ -301,16 +321,23 @@ impl Engine {
         self.hold(digest, number, bytes);
         self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
         self.withdraw_others(digest, number, Some(peer));
-        let shared: Vec<Digest> =
-            self.peers.get(&peer).map(|known| known.channels.values().copied().collect()).unwrap_or_default();
-        if link.is_some() {
-            // Room on the link is room for any peer beyond it.
-            self.fill_swarm(digest);
-        } else {
-            self.fill_member(digest, peer);
+        self.refill(peer, channel, link.is_some());
+        self.check_starved(digest);
+    }
+
+    /// Gives a peer's free room to the swarms shared with it, in turn from the one after `channel` on, so that a
+    /// blob that began first does not keep the others waiting until it is done. Room on a link is room for any peer
+    /// beyond it, and is not given to the same peer again: it may be the slow one.
+    fn refill(&mut self, peer: PeerId, channel: Channel, link: bool) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        let after = known.channels.range(channel.saturating_add(1)..);
+        let mut turn: Vec<Digest> =
+            after.chain(known.channels.range(..=channel)).map(|(_, digest)| *digest).collect();
+        if link {
+            return turn.into_iter().for_each(|digest| self.fill_swarm(digest));
         }
-        for other in shared.into_iter().filter(|other| *other != digest) {
-            self.fill_member(other, peer);
+        while !turn.is_empty() {
+            turn.retain(|digest| self.may_fill(*digest) && self.request_one(*digest, peer));
         }
     }
 
@@ -330,10 +357,10 @@ impl Engine {
     pub(super) fn piece_verified(&mut self, digest: Digest, piece: PieceIndex) {
         let (now, number) = (self.now, piece.get());
         self.unhold(digest, number);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return self.feed_hungry() };
-        let Some(blob) = &mut swarm.blob else { return self.feed_hungry() };
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &mut swarm.blob else { return };
         if piece.get() >= blob.layout.piece_count() || !blob.have.insert(piece) {
-            return self.feed_hungry();
+            return;
         }
         let pending = blob.pending.remove(&number);
         blob.picker.unwant(number);
@@ -366,7 +393,6 @@ impl Engine {
         self.judge(digest);
         self.fetch_from_backend(digest);
         self.check_starved(digest);
-        self.feed_hungry();
     }
 
     /// A piece that did not come to be is wanted again.
@@ -388,7 +414,6 @@ impl Engine {
         let ban = Some(self.config.ban);
         self.drop_peer(peer, DropReason::CorruptPiece, ban);
         self.fill_swarm(digest);
-        self.feed_hungry();
     }
 
     pub(super) fn write_failed(&mut self, digest: Digest, piece: PieceIndex, why: String) {
@@ -398,7 +423,6 @@ impl Engine {
         self.fail_readers(digest, &why);
         // What was asked for could not be written either; what is there stays in the store.
         self.end_swarm(digest, None);
-        self.feed_hungry();
     }
 
     pub(super) fn backend_failed(&mut self, digest: Digest, piece: PieceIndex) {
@@ -413,7 +437,6 @@ impl Engine {
         }
         self.timers.set_earlier(Timer::Fill(digest), retry);
         self.fill_swarm(digest);
-        self.feed_hungry();
     }
 
     /// Fetches what no peer has from the local backend, a few pieces at a time: readers' pieces first.
