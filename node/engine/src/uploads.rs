@@ -125,12 +125,6 @@ impl Uploads {
         }
     }
 
-    /// Jobs waiting and being sent, all peers together.
-    #[cfg(test)]
-    pub(crate) fn load(&self) -> (usize, usize) {
-        (self.waiting, self.queues.values().map(|queue| queue.active.len()).sum())
-    }
-
     pub(crate) fn has_waiting(&self) -> bool {
         self.waiting > 0
     }

@@ -142,7 +142,7 @@ mod tests {
                 match op {
                     0 => { picker.want(piece, &mut random); wanted.insert(piece); }
                     1 => { picker.unwant(piece); wanted.remove(&piece); }
-                    2 => { picker.gained(piece); counts[piece as usize] += 1; }
+                    2 => { picker.gained(piece); counts[piece as usize] = counts[piece as usize].saturating_add(1); }
                     _ => {
                         picker.lost(piece);
                         counts[piece as usize] = counts[piece as usize].saturating_sub(1);
