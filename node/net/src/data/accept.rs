@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use super::connection::{self, Place};
 use super::event::ConnectError;
 use super::greet::{self, READ_BYTES, Stream};
-use super::hub::Hub;
+use super::hub::{Hub, Registered};
 
 /// Pause after accept(2) failed, as it does at once again while no file descriptors are left.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -43,15 +43,19 @@ fn take_in(hub: &Arc<Hub>, tcp: TcpStream, addr: SocketAddr) {
     let Some(ip_place) = hub.admit_ip(addr.ip().to_canonical()) else {
         return hub.stats.refused_per_ip.inc();
     };
-    let Ok(handshake) = hub.handshakes.clone().try_acquire_owned() else {
-        return hub.stats.refused_handshakes.inc();
-    };
+    let (handshake, evicted) = hub.handshakes.begin();
+    if evicted {
+        hub.stats.handshakes_evicted.inc();
+    }
     let hub = hub.clone();
     tokio::spawn(async move {
         let greeted = tokio::time::timeout(hub.config.handshake_timeout, greet(&hub, tcp, addr));
         let greeted = tokio::select! {
-            () = hub.stopping.cancelled() => return,
+            // A greeting that has put its connection in place is not dropped: it is done in that moment.
+            biased;
             greeted = greeted => greeted.unwrap_or(Err(ConnectError::Timeout)),
+            () = handshake.evicted() => Err(ConnectError::Full),
+            () = hub.stopping.cancelled() => return,
         };
         drop(handshake);
         match greeted {
@@ -72,7 +76,7 @@ async fn greet(
     hub: &Hub,
     tcp: TcpStream,
     addr: SocketAddr,
-) -> Result<Option<(Stream, greet::Registered)>, ConnectError> {
+) -> Result<Option<(Stream, Registered)>, ConnectError> {
     set_options(hub, &tcp);
     let socket = BufReader::with_capacity(READ_BYTES, tcp);
     let stream = TlsAcceptor::from(hub.server.clone()).accept(socket).await.map_err(greet::io_error)?;

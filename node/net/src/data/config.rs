@@ -23,11 +23,12 @@ pub struct DataConfig {
     pub connections_max: usize,
     /// Inbound connections of one IP address, handshakes included. Beyond: closed.
     pub connections_per_ip_max: usize,
-    /// Inbound handshakes at once. Beyond: closed.
+    /// Inbound handshakes at once. Beyond: the one that has lasted longest gives way.
     pub handshakes_max: usize,
     /// Between pings.
     pub ping_interval: Duration,
-    /// A peer silent for so long, while this side reads, is gone. Also TCP's user timeout.
+    /// A peer silent for so long while this side reads, or that takes no byte for so long while this side writes, is
+    /// gone. Also TCP's user timeout.
     pub silence_max: Duration,
     /// Events waiting for the daemon. Beyond: connections stop reading.
     pub events_max: usize,

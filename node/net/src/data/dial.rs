@@ -9,11 +9,10 @@ use shoal_types::{Endpoint, PeerId};
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 
-use super::event::{ConnectError, DataEvent};
-use super::greet::{self, READ_BYTES, Registered, Stream};
-use super::hub::Hub;
+use super::event::ConnectError;
+use super::greet::{self, READ_BYTES, Stream};
+use super::hub::{Dial, Hub, Registered};
 use super::protocol::ENDPOINTS_MAX;
 use super::{accept, connection};
 use crate::tls::{self, Plane};
@@ -22,89 +21,86 @@ use crate::tls::{self, Plane};
 const ADDRESSES_MAX: usize = 16;
 
 /// Dials `peer`, and runs the connection when there is one.
-pub(crate) async fn dial(
-    hub: Arc<Hub>,
-    peer: PeerId,
-    endpoints: Vec<Endpoint>,
-    cancelled: CancellationToken,
-) {
+pub(crate) async fn dial(hub: Arc<Hub>, peer: PeerId, endpoints: Vec<Endpoint>, dial: Dial) {
     hub.stats.dials.inc();
     let Ok(place) = hub.places.clone().try_acquire_owned() else {
-        hub.end_dial(&peer);
-        return fail(&hub, peer, ConnectError::Full).await;
+        return fail(&hub, peer, ConnectError::Full, &dial).await;
     };
-    let attempt = tokio::time::timeout(hub.config.handshake_timeout, attempt(&hub, peer, &endpoints));
+    let attempt = tokio::time::timeout(hub.config.handshake_timeout, attempt(&hub, peer, &dial, &endpoints));
     let result = tokio::select! {
-        // Dropping a dial whose Hello is out is harmless: the other side sees the connection end.
-        () = cancelled.cancelled() => Ok(None),
-        () = hub.stopping.cancelled() => Ok(None),
+        // An attempt that has put its connection in place is not dropped: it is done in that moment.
+        biased;
         result = attempt => result.unwrap_or(Err(ConnectError::Timeout)),
+        () = dial.token.cancelled() => Ok(None),
+        () = hub.stopping.cancelled() => Ok(None),
     };
-    hub.end_dial(&peer);
     match result {
-        Ok(Some((stream, registered))) => connection::run(hub, stream, registered, (place, None)).await,
-        Ok(None) => {}
-        Err(why) => fail(&hub, peer, why).await,
+        Ok(registered) => {
+            hub.end_dial(&peer, &dial);
+            if let Some((stream, registered)) = registered {
+                connection::run(hub, stream, registered, (place, None)).await;
+            }
+        }
+        Err(why) => {
+            drop(place);
+            fail(&hub, peer, why, &dial).await;
+        }
     }
 }
 
-/// Says that a dial came to nothing, unless the peer is connected all the same.
-async fn fail(hub: &Hub, peer: PeerId, why: ConnectError) {
+async fn fail(hub: &Hub, peer: PeerId, why: ConnectError, dial: &Dial) {
     hub.stats.dials_failed.inc();
-    if hub.link(&peer).is_none() {
-        tracing::debug!(%peer, %why, "a dial failed");
-        let _ = hub.events.send(DataEvent::ConnectFailed { peer, why }).await;
+    tracing::debug!(%peer, %why, "a dial failed");
+    tokio::select! {
+        () = hub.dial_failed(peer, why, Some(dial)) => {}
+        () = hub.stopping.cancelled() => {}
     }
 }
 
 async fn attempt(
     hub: &Hub,
     peer: PeerId,
+    dial: &Dial,
     endpoints: &[Endpoint],
 ) -> Result<Option<(Stream, Registered)>, ConnectError> {
     let addresses = resolve(endpoints).await;
-    if addresses.is_empty() {
-        return Err(ConnectError::NoAddress);
-    }
     let stagger = hub.config.dial_stagger;
+    // TLS belongs to an attempt: an address where something accepts and says nothing must not hold up the others.
     let mut attempts: FuturesUnordered<_> = addresses
         .into_iter()
         .zip(0u32..)
         .map(|(addr, number)| async move {
             tokio::time::sleep(stagger * number).await;
-            (addr, TcpStream::connect(addr).await)
+            (addr, open(hub, peer, addr).await)
         })
         .collect();
     let mut last = ConnectError::NoAddress;
-    while let Some((addr, connected)) = attempts.next().await {
-        let result = match connected {
-            Ok(tcp) => handshake(hub, peer, tcp, addr).await,
-            Err(error) => Err(ConnectError::Io(error.to_string())),
+    while let Some((addr, opened)) = attempts.next().await {
+        let result = match opened {
+            Ok(mut stream) => {
+                let registered = greet::as_dialler(hub, dial, &mut stream, addr).await;
+                registered.map(|registered| registered.map(|registered| (stream, registered)))
+            }
+            Err(why) => Err(why),
         };
         match result {
             Ok(done) => return Ok(done),
             // The peer itself has spoken: its other addresses would say the same.
-            Err(why @ ConnectError::Refused(_)) => return Err(why),
+            Err(why @ (ConnectError::Refused(_) | ConnectError::Banned)) => return Err(why),
             Err(why) => last = why,
         }
     }
     Err(last)
 }
 
-async fn handshake(
-    hub: &Hub,
-    peer: PeerId,
-    tcp: TcpStream,
-    addr: SocketAddr,
-) -> Result<Option<(Stream, Registered)>, ConnectError> {
+async fn open(hub: &Hub, peer: PeerId, addr: SocketAddr) -> Result<Stream, ConnectError> {
+    let tcp = TcpStream::connect(addr).await.map_err(|error| ConnectError::Io(error.to_string()))?;
     accept::set_options(hub, &tcp);
     let config = tls::client_config(&hub.setup, Plane::Data, Some(peer))
         .map_err(|error| ConnectError::Io(error.to_string()))?;
     let socket = BufReader::with_capacity(READ_BYTES, tcp);
     let stream = TlsConnector::from(config).connect(tls::server_name(), socket).await;
-    let mut stream = Stream::Client(stream.map_err(greet::io_error)?);
-    let registered = greet::as_dialler(hub, &mut stream, addr).await?;
-    Ok(registered.map(|registered| (stream, registered)))
+    Ok(Stream::Client(stream.map_err(greet::io_error)?))
 }
 
 /// The addresses of endpoints, in their order. Names that do not resolve are passed over.

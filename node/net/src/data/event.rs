@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use shoal_engine::io::DropReason;
 use shoal_engine::message::{Channel, Message};
 use shoal_types::{Digest, Endpoint, PeerId, SignedCredential};
+use tokio_util::sync::CancellationToken;
 
 use super::link::Link;
 use super::pool::PieceBuf;
@@ -38,6 +39,9 @@ pub enum DataEvent {
         peer: PeerId,
         /// Why.
         reason: DisconnectReason,
+        /// Tells, when it is dropped, that this event was handled. Until then no other connection of the peer begins:
+        /// what is said to the peer meanwhile must not end up in the wrong one.
+        taken: Taken,
     },
     /// `connect` came to nothing, and there is no connection in the other direction either.
     ConnectFailed {
@@ -97,6 +101,16 @@ pub enum DataEvent {
         /// Where the answer goes.
         answer: AnswerHandle,
     },
+}
+
+/// Tells with its end that the event it came in was handled.
+#[derive(Debug)]
+pub struct Taken(pub(crate) CancellationToken);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// Why a connection ended.

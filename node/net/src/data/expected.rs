@@ -132,6 +132,13 @@ impl Expected {
         }
     }
 
+    /// Takes everything back and frees all buffers.
+    pub(crate) fn clear(&mut self) {
+        self.open.clear();
+        self.taken_back.clear();
+        self.taken_back_order.clear();
+    }
+
     /// Whether the request of `generation` still stands.
     pub(crate) fn stands(&self, key: Key, generation: u64) -> bool {
         self.open.get(&key).is_some_and(|open| open.generation == generation)

@@ -1,7 +1,6 @@
-//! Hello, and which of two connections stays.
+//! The first words on a connection.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use shoal_engine::io::DropReason;
 use shoal_types::{PeerId, SignedCredential};
@@ -10,8 +9,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use super::event::ConnectError;
-use super::hub::{Hub, Verdict};
-use super::link::{Link, Remote};
+use super::hub::{Dial, Hub, Refusal, Registered, Verdict};
+use super::link::Remote;
 use super::protocol::{ByeReason, Frame, HEAD_BYTES, Head, Hello, Kind, ProtocolError};
 use crate::tls::{self, Plane, Rejection};
 
@@ -21,9 +20,6 @@ pub(crate) type Stream = TlsStream<BufReader<TcpStream>>;
 /// Bytes read from a socket at a time.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
-/// A connection in place, and the one it replaced.
-pub(crate) type Registered = (Arc<Link>, Option<Arc<Link>>);
-
 /// Who finished a handshake.
 pub(crate) fn identify(stream: &Stream) -> Result<(PeerId, SignedCredential), Rejection> {
     let (_, connection) = stream.get_ref();
@@ -31,50 +27,62 @@ pub(crate) fn identify(stream: &Stream) -> Result<(PeerId, SignedCredential), Re
     tls::peer_of(connection.peer_certificates())
 }
 
-/// The dialler's side: speaks first, and puts the connection in place when the other agrees.
+/// The dialler's side: speaks first, and puts the connection in place when the other agrees. `None` when the other
+/// direction's connection is taken instead.
 pub(crate) async fn as_dialler(
     hub: &Hub,
+    dial: &Dial,
     stream: &mut Stream,
     addr: SocketAddr,
 ) -> Result<Option<Registered>, ConnectError> {
     let (peer, credential) = identify(stream)?;
-    write_frame(stream, &Frame::Hello(hub.hello())).await?;
+    if !hub.speak(&peer, dial) {
+        return Ok(None);
+    }
+    let own = hub.hello(dial.number);
+    write_frame(stream, &Frame::Hello(own.clone())).await?;
     let hello = read_hello(stream).await?;
-    hello.common_version(&hub.hello())?;
-    Ok(hub.register(remote(peer, credential, hello, addr, true)))
+    hello.common_version(&own)?;
+    // Nothing may be awaited from here on: a connection in place must be run.
+    match hub.take_outbound(remote(peer, credential, hello, addr, true)) {
+        Ok(registered) => Ok(Some(registered)),
+        Err(Refusal::Replaced) => Ok(None),
+        Err(Refusal::Banned) => Err(ConnectError::Banned),
+    }
 }
 
-/// The acceptor's side: listens first, and answers when it has decided.
+/// The acceptor's side: listens first. When it takes the connection its own Hello is the first frame in the outbox.
 pub(crate) async fn as_acceptor(
     hub: &Hub,
     stream: &mut Stream,
     addr: SocketAddr,
 ) -> Result<Option<Registered>, ConnectError> {
     let (peer, credential) = identify(stream)?;
-    if hub.is_banned(&peer) {
-        hub.stats.refused_banned.inc();
-        return refuse(stream, ByeReason::Banned).await;
-    }
     let hello = read_hello(stream).await?;
-    if hello.common_version(&hub.hello()).is_err() {
+    if hello.common_version(&hub.hello(0)).is_err() {
         return refuse(stream, ByeReason::Version).await;
     }
+    let remote = remote(peer, credential, hello, addr, false);
     loop {
-        match hub.judge_inbound(&peer, hello.instance) {
-            Verdict::Take => break,
+        match hub.take_inbound(remote.clone()) {
+            // Nothing may be awaited from here on: a connection in place must be run.
+            Verdict::Taken(registered) => return Ok(Some(registered)),
             Verdict::Refuse => return refuse(stream, ByeReason::Dropped(DropReason::Replaced)).await,
-            Verdict::Wait(over) => over.cancelled().await,
+            Verdict::Banned => {
+                hub.stats.refused_banned.inc();
+                return refuse(stream, ByeReason::Banned).await;
+            }
+            Verdict::Wait(over) => tokio::select! {
+                biased;
+                // Nothing is to come before our Hello: this is its end.
+                read = stream.read_u8() => {
+                    read.map_err(io_error)?;
+                    return Err(ProtocolError::UnknownBits.into());
+                }
+                () = over.cancelled() => {}
+            },
         }
     }
-    // In place before the answer: from then on the dialler may send.
-    let Some(registered) = hub.register(remote(peer, credential, hello, addr, false)) else {
-        return refuse(stream, ByeReason::Dropped(DropReason::Replaced)).await;
-    };
-    if let Err(error) = write_frame(stream, &Frame::Hello(hub.hello())).await {
-        // Nobody heard of it yet: it ends before its first event, once the one it replaced has.
-        registered.0.close(super::event::DisconnectReason::Lost(error.to_string()));
-    }
-    Ok(Some(registered))
 }
 
 fn remote(
@@ -84,7 +92,8 @@ fn remote(
     addr: SocketAddr,
     outbound: bool,
 ) -> Remote {
-    Remote { peer, credential, endpoints: hello.endpoints, instance: hello.instance, addr, outbound }
+    let Hello { instance, endpoints, dial, .. } = hello;
+    Remote { peer, credential, endpoints, instance, dial, addr, outbound }
 }
 
 async fn refuse(stream: &mut Stream, why: ByeReason) -> Result<Option<Registered>, ConnectError> {

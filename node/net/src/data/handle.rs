@@ -54,7 +54,7 @@ impl DataPlane {
 /// The handle of a running data plane; cheap to clone. Must be used within a tokio runtime.
 #[derive(Clone)]
 pub struct DataHandle {
-    hub: Arc<Hub>,
+    pub(super) hub: Arc<Hub>,
     local_addr: SocketAddr,
 }
 
@@ -75,11 +75,11 @@ impl DataHandle {
         let hub = self.hub.clone();
         if hub.is_banned(&peer) || peer == hub.local() {
             let why = if peer == hub.local() { ConnectError::NoAddress } else { ConnectError::Banned };
-            tokio::spawn(async move { hub.events.send(DataEvent::ConnectFailed { peer, why }).await });
+            tokio::spawn(async move { hub.dial_failed(peer, why, None).await });
             return;
         }
         if let Some(begun) = hub.begin_dial(peer) {
-            tokio::spawn(dial::dial(hub, peer, endpoints, begun.token));
+            tokio::spawn(dial::dial(hub, peer, endpoints, begun));
         }
     }
 
@@ -181,14 +181,10 @@ impl DataHandle {
 
     /// Closes everything; waits a moment for last words.
     pub async fn shutdown(&self) {
-        let links = self.hub.links();
         self.hub.stopping.cancel();
-        let ended = async {
-            for link in links {
-                link.done.cancelled().await;
-            }
-        };
-        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await;
+        // All places are free when the last connection is gone.
+        let all = u32::try_from(self.hub.config.connections_max).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.hub.places.acquire_many(all)).await;
     }
 }
 

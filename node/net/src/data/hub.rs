@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::config::DataConfig;
-use super::event::{DataEvent, DisconnectReason};
+use super::event::{ConnectError, DataEvent, DisconnectReason};
+use super::handshakes::Handshakes;
 use super::link::{Link, Remote};
 use super::pool::Pool;
-use super::protocol::{Hello, VERSION, VERSION_MIN};
+use super::protocol::{Frame, Hello, VERSION, VERSION_MIN};
 use super::stats::DataStats;
 use crate::tls::TlsSetup;
 
@@ -30,7 +31,7 @@ pub(crate) struct Hub {
     pub(crate) events: mpsc::Sender<DataEvent>,
     /// Places for connections of both directions.
     pub(crate) places: Arc<Semaphore>,
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) handshakes: Handshakes,
     /// Pieces in memory for sending.
     pub(crate) sending: Arc<Semaphore>,
     pub(crate) stopping: CancellationToken,
@@ -41,24 +42,44 @@ pub(crate) struct Hub {
 struct State {
     links: HashMap<PeerId, Arc<Link>>,
     /// Dials under way; cancelled when the other side's connection is taken instead.
-    dials: HashMap<PeerId, CancellationToken>,
+    dials: HashMap<PeerId, Dial>,
+    next_dial: u64,
     bans: HashMap<PeerId, Instant>,
     inbound: HashMap<IpAddr, usize>,
 }
 
-/// What to do about a peer's Hello on a connection it dialled.
+/// A connection in place, and the one it replaced, whose last event must come first.
+pub(crate) type Registered = (Arc<Link>, Option<Arc<Link>>);
+
+/// What becomes of a connection that a peer dialled.
 pub(crate) enum Verdict {
-    /// Take it.
-    Take,
+    /// It is in place.
+    Taken(Registered),
     /// Refuse it: ours stays.
     Refuse,
-    /// This side is dialling too, and its dial goes first: ask again when the token is cancelled.
+    /// Refuse it: the peer is banned.
+    Banned,
+    /// This side's own dial has said Hello and goes first: ask again when the token is cancelled.
     Wait(CancellationToken),
 }
 
-/// A dial that may begin.
+/// Why a connection that this side dialled is not put in place.
+pub(crate) enum Refusal {
+    /// The other direction's stays.
+    Replaced,
+    /// The peer was banned meanwhile.
+    Banned,
+}
+
+/// A dial under way.
+#[derive(Clone)]
 pub(crate) struct Dial {
+    /// Counts the process's dials.
+    pub(crate) number: u64,
+    /// Cancelled when it is over, or given up.
     pub(crate) token: CancellationToken,
+    /// Its Hello may be out: the peer may have taken it.
+    spoken: bool,
 }
 
 impl Hub {
@@ -73,7 +94,7 @@ impl Hub {
         Self {
             pool: Pool::new(config.buffer_bytes_max),
             places: permits(config.connections_max),
-            handshakes: permits(config.handshakes_max),
+            handshakes: Handshakes::new(config.handshakes_max),
             sending: permits(config.pieces_in_memory_max),
             stats: DataStats::default(),
             stopping: CancellationToken::new(),
@@ -90,92 +111,165 @@ impl Hub {
         self.setup.identity().peer_id()
     }
 
-    pub(crate) fn hello(&self) -> Hello {
+    /// What is said first; `dial` is zero for an acceptor.
+    pub(crate) fn hello(&self, dial: u64) -> Hello {
         Hello {
             version: VERSION,
             version_min: VERSION_MIN,
             instance: self.instance,
             endpoints: self.config.announce.clone(),
+            dial,
         }
     }
 
-    /// The open connection with `peer`.
+    /// The open connection with `peer` that the daemon knows of. One that has just replaced another is not it yet:
+    /// what the daemon says until it hears of the change is meant for the old one.
     pub(crate) fn link(&self, peer: &PeerId) -> Option<Arc<Link>> {
-        self.state.lock().links.get(peer).filter(|link| !link.is_closed()).cloned()
+        self.state.lock().links.get(peer).filter(|link| link.is_usable()).cloned()
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.state.lock().links.values().filter(|link| !link.is_closed()).cloned().collect()
+        self.state.lock().links.values().filter(|link| link.is_usable()).cloned().collect()
     }
 
-    /// Begins a dial, unless there is a connection, another dial, or a ban.
+    /// Begins a dial, unless there is a connection or another dial.
     pub(crate) fn begin_dial(&self, peer: PeerId) -> Option<Dial> {
         let mut state = self.state.lock();
-        let connected = state.links.get(&peer).is_some_and(|link| !link.is_closed());
-        if connected || state.dials.contains_key(&peer) {
+        if state.in_place(&peer).is_some() || state.dials.contains_key(&peer) {
             return None;
         }
-        let token = CancellationToken::new();
-        state.dials.insert(peer, token.clone());
-        Some(Dial { token })
+        state.next_dial += 1;
+        let dial = Dial { number: state.next_dial, token: CancellationToken::new(), spoken: false };
+        state.dials.insert(peer, dial.clone());
+        Some(dial)
+    }
+
+    /// A dial is about to say Hello. From now on the other side may take it, so whatever the peer dialled waits for
+    /// it. `false` when it was given up meanwhile.
+    pub(crate) fn speak(&self, peer: &PeerId, dial: &Dial) -> bool {
+        let mut state = self.state.lock();
+        match state.dials.get_mut(peer).filter(|known| known.number == dial.number) {
+            Some(known) => {
+                known.spoken = true;
+                true
+            }
+            None => false,
+        }
     }
 
     /// A dial is over, whatever came of it: whoever waits for it looks again.
-    pub(crate) fn end_dial(&self, peer: &PeerId) {
-        if let Some(token) = self.state.lock().dials.remove(peer) {
-            token.cancel();
-        }
-    }
-
-    /// Whether a connection that `peer` dialled is to be taken. Rule: of two, the one dialled by the smaller peer id
-    /// stays; a process that restarted, or lost its end, replaces the old one.
-    pub(crate) fn judge_inbound(&self, peer: &PeerId, instance: u64) -> Verdict {
-        let state = self.state.lock();
-        let ours_first = self.local() < *peer;
-        if let Some(link) = state.links.get(peer).filter(|link| !link.is_closed()) {
-            let stays = link.remote.outbound && link.remote.instance == instance && ours_first;
-            return if stays { Verdict::Refuse } else { Verdict::Take };
-        }
-        match state.dials.get(peer) {
-            Some(token) if ours_first => Verdict::Wait(token.clone()),
-            _ => Verdict::Take,
-        }
-    }
-
-    /// Puts a connection in place. Returns it and the one it replaces, whose last event must come first; `None`
-    /// when the one in place stays.
-    pub(crate) fn register(&self, remote: Remote) -> Option<(Arc<Link>, Option<Arc<Link>>)> {
-        let peer = remote.peer;
+    pub(crate) fn end_dial(&self, peer: &PeerId, dial: &Dial) {
         let mut state = self.state.lock();
-        if let Some(old) = state.links.get(&peer).filter(|link| !link.is_closed()) {
-            let same_process = old.remote.instance == remote.instance;
-            let old_stays = same_process
-                && old.remote.outbound != remote.outbound
-                && (self.local() < peer) == old.remote.outbound;
-            if old_stays {
-                return None;
-            }
+        if state.dials.get(peer).is_some_and(|known| known.number == dial.number) {
+            state.dials.remove(peer);
         }
-        if !remote.outbound
-            && let Some(token) = state.dials.get(&peer)
-        {
-            token.cancel();
-        }
-        let link = Arc::new(Link::new(remote, &self.config));
-        let old = state.links.insert(peer, link.clone());
         drop(state);
-        if let Some(old) = &old {
+        dial.token.cancel();
+    }
+
+    /// Says that a dial came to nothing, unless the peer's own has been taken meanwhile. Decided under the lock that
+    /// puts connections in place, so that it never comes between a peer's `Connected` and `Disconnected`, and never in
+    /// addition to a `Connected`.
+    pub(crate) async fn dial_failed(&self, peer: PeerId, why: ConnectError, dial: Option<&Dial>) {
+        loop {
+            let Ok(room) = self.events.reserve().await else { return };
+            let event = DataEvent::ConnectFailed { peer, why: why.clone() };
+            let Some(ending) = self.fail_unless_connected(event, &peer, dial, room) else { return };
+            // Its end was told, and is about to be forgotten.
+            ending.done.cancelled().await;
+            self.forget(&peer);
+        }
+    }
+
+    /// Returns a connection that is about to end, whose last event must come first.
+    fn fail_unless_connected(
+        &self,
+        event: DataEvent,
+        peer: &PeerId,
+        dial: Option<&Dial>,
+        room: mpsc::Permit<'_, DataEvent>,
+    ) -> Option<Arc<Link>> {
+        let mut state = self.state.lock();
+        let stands = |dial: &Dial| state.dials.get(peer).is_some_and(|known| known.number == dial.number);
+        if dial.is_some_and(|dial| !stands(dial)) {
+            return None;
+        }
+        match state.links.get(peer) {
+            Some(link) if link.is_closed() => return Some(link.clone()),
+            Some(_) => {}
+            None => room.send(event),
+        }
+        if let Some(dial) = dial {
+            state.dials.remove(peer);
+            drop(state);
+            dial.token.cancel();
+        }
+        None
+    }
+
+    /// Puts a connection in place that `remote` dialled, or says why not. Rule: of two, the one dialled by the smaller
+    /// peer id stays; a process that restarted, or lost its end, replaces the old one.
+    pub(crate) fn take_inbound(&self, remote: Remote) -> Verdict {
+        let peer = remote.peer;
+        let ours_first = self.local() < peer;
+        let mut state = self.state.lock();
+        if state.is_banned(&peer) {
+            return Verdict::Banned;
+        }
+        if let Some(link) = state.in_place(&peer) {
+            let same_process = link.remote.instance == remote.instance;
+            if same_process && !link.remote.outbound && link.remote.dial > remote.dial {
+                // It was given up long ago, and has only now been heard.
+                return Verdict::Refuse;
+            }
+            if same_process && link.remote.outbound && ours_first {
+                // The peer would not dial had it heard of our connection, or not lost it. A word on it finds out:
+                // its system answers for a connection that is gone. (Full: it ends anyhow.)
+                let _ = link.send(&Frame::Ping(link.ping_number()));
+                return Verdict::Refuse;
+            }
+        } else if let Some(dial) = state.dials.get(&peer).filter(|dial| ours_first && dial.spoken) {
+            return Verdict::Wait(dial.token.clone());
+        }
+        if let Some(dial) = state.dials.remove(&peer) {
+            dial.token.cancel();
+        }
+        let link = Link::new(remote, &self.config);
+        // The first frame that goes out.
+        let _ = link.send(&Frame::Hello(self.hello(0)));
+        Verdict::Taken(self.place(&mut state, link))
+    }
+
+    /// Puts a connection in place that this side dialled.
+    pub(crate) fn take_outbound(&self, remote: Remote) -> Result<Registered, Refusal> {
+        let mut state = self.state.lock();
+        if state.is_banned(&remote.peer) {
+            return Err(Refusal::Banned);
+        }
+        let inbound_stays = state.in_place(&remote.peer).is_some_and(|old| {
+            !old.remote.outbound && old.remote.instance == remote.instance && remote.peer < self.local()
+        });
+        if inbound_stays {
+            return Err(Refusal::Replaced);
+        }
+        Ok(self.place(&mut state, Link::new(remote, &self.config)))
+    }
+
+    fn place(&self, state: &mut State, link: Link) -> Registered {
+        let link = Arc::new(link);
+        let old = state.links.insert(link.remote.peer, link.clone());
+        if let Some(old) = old.as_ref().filter(|old| !old.is_closed()) {
             self.stats.superseded.inc();
             old.close(DisconnectReason::Dropped(shoal_engine::io::DropReason::Replaced));
         }
-        Some((link, old))
+        (link, old)
     }
 
-    /// A connection has had its last event.
-    pub(crate) fn unregister(&self, link: &Arc<Link>) {
+    /// Forgets the connection with `peer` if it has had its last event.
+    pub(crate) fn forget(&self, peer: &PeerId) {
         let mut state = self.state.lock();
-        if state.links.get(&link.remote.peer).is_some_and(|known| Arc::ptr_eq(known, link)) {
-            state.links.remove(&link.remote.peer);
+        if state.links.get(peer).is_some_and(|link| link.done.is_cancelled()) {
+            state.links.remove(peer);
         }
     }
 
@@ -197,26 +291,36 @@ impl Hub {
     }
 
     pub(crate) fn is_banned(&self, peer: &PeerId) -> bool {
-        let mut state = self.state.lock();
-        match state.bans.get(peer) {
-            Some(until) if *until > Instant::now() => true,
-            Some(_) => {
-                state.bans.remove(peer);
-                false
-            }
-            None => false,
-        }
+        self.state.lock().is_banned(peer)
     }
 
     /// Counts an inbound connection of an address; `None` when it has too many.
     pub(crate) fn admit_ip(self: &Arc<Self>, ip: IpAddr) -> Option<IpPlace> {
         let mut state = self.state.lock();
-        let count = state.inbound.entry(ip).or_default();
-        if *count >= self.config.connections_per_ip_max {
+        let count = state.inbound.get(&ip).copied().unwrap_or_default();
+        if count >= self.config.connections_per_ip_max {
             return None;
         }
-        *count += 1;
+        state.inbound.insert(ip, count + 1);
         Some(IpPlace { hub: self.clone(), ip })
+    }
+}
+
+impl State {
+    /// The connection that is open, whether or not the daemon has heard of it.
+    fn in_place(&self, peer: &PeerId) -> Option<&Arc<Link>> {
+        self.links.get(peer).filter(|link| !link.is_closed())
+    }
+
+    fn is_banned(&mut self, peer: &PeerId) -> bool {
+        match self.bans.get(peer) {
+            Some(until) if *until > Instant::now() => true,
+            Some(_) => {
+                self.bans.remove(peer);
+                false
+            }
+            None => false,
+        }
     }
 }
 

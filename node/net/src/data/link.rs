@@ -25,6 +25,8 @@ pub(crate) struct Remote {
     pub(crate) credential: SignedCredential,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) instance: u64,
+    /// The dialler's number of its dial; zero where this side dialled.
+    pub(crate) dial: u64,
     pub(crate) addr: SocketAddr,
     pub(crate) outbound: bool,
 }
@@ -41,7 +43,9 @@ pub(crate) struct Link {
     calls_max: usize,
     closing: CancellationToken,
     reason: Mutex<Option<DisconnectReason>>,
-    /// The last event of this connection is out.
+    /// The daemon has been told that the peer is connected, or is just being told.
+    shown: AtomicBool,
+    /// The daemon has handled this connection's last event.
     pub(crate) done: CancellationToken,
     opened: Instant,
     pub(crate) bytes_in: AtomicU64,
@@ -50,6 +54,9 @@ pub(crate) struct Link {
     rtt: AtomicU64,
     /// Milliseconds after `opened`.
     heard: AtomicU64,
+    /// Milliseconds after `opened`, plus one, when the peer last took bytes from a write that still waits; zero while
+    /// none does.
+    writing: AtomicU64,
     /// The reader waits for this process, not for the peer.
     pub(crate) reader_waits: AtomicBool,
 }
@@ -75,12 +82,14 @@ impl Link {
             calls_max: config.calls_max,
             closing: CancellationToken::new(),
             reason: Mutex::default(),
+            shown: AtomicBool::new(false),
             done: CancellationToken::new(),
             opened: Instant::now(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             rtt: AtomicU64::new(0),
             heard: AtomicU64::new(0),
+            writing: AtomicU64::new(0),
             reader_waits: AtomicBool::new(false),
         }
     }
@@ -94,6 +103,16 @@ impl Link {
     /// Whether [`Self::close`] was called.
     pub(crate) fn is_closed(&self) -> bool {
         self.closing.is_cancelled()
+    }
+
+    /// From now on the daemon's words for the peer go here.
+    pub(crate) fn show(&self) {
+        self.shown.store(true, Ordering::Release);
+    }
+
+    /// Whether the daemon's words for the peer go here.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.shown.load(Ordering::Acquire) && !self.is_closed()
     }
 
     /// Waits for [`Self::close`].
@@ -122,6 +141,31 @@ impl Link {
             return Duration::ZERO;
         }
         Duration::from_millis(self.millis().saturating_sub(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// A write has begun, or the peer has taken some of it.
+    pub(crate) fn note_writing(&self) {
+        self.writing.store(self.millis().saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// A write is done.
+    pub(crate) fn note_written(&self) {
+        self.writing.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the peer has taken nothing of what is being written.
+    pub(crate) fn stalled_for(&self) -> Duration {
+        match self.writing.load(Ordering::Relaxed).checked_sub(1) {
+            Some(since) => Duration::from_millis(self.millis().saturating_sub(since)),
+            None => Duration::ZERO,
+        }
+    }
+
+    /// Gives back everything that was held for the peer. Answers to its calls may keep the link itself for longer.
+    pub(crate) fn clear(&self) {
+        self.expected.lock().clear();
+        self.outbox.close();
+        self.end_all_calls();
     }
 
     fn millis(&self) -> u64 {
@@ -179,8 +223,13 @@ impl Link {
         }
     }
 
+    /// Whether somebody waits for the answer of a call.
+    pub(crate) fn is_open(&self, id: u32) -> bool {
+        self.calls.lock().open.contains_key(&id)
+    }
+
     /// No call will be answered any more.
-    pub(crate) fn end_all_calls(&self) {
+    fn end_all_calls(&self) {
         let mut calls = self.calls.lock();
         calls.ended = true;
         let open = std::mem::take(&mut calls.open);

@@ -5,7 +5,7 @@
 //! handle     what the daemon calls
 //! event      what the daemon is told
 //! hub        which connections there are; one a peer
-//! accept     inbound connections; dial: outbound ones; greet: Hello, and which of two connections stays
+//! accept     inbound connections, handshakes: how many at once; dial: outbound ones; greet: Hello
 //! link       what handle, reader and writer of one connection share
 //! reader     frames in; expected: which payload is welcome; pool: where it goes
 //! writer     frames out; outbox: what waits
@@ -19,6 +19,7 @@ mod event;
 mod expected;
 mod greet;
 mod handle;
+mod handshakes;
 mod hub;
 mod link;
 mod outbox;
@@ -31,7 +32,7 @@ mod writer;
 pub use config::{BindError, DataConfig};
 pub use event::{
     AnswerHandle, CallError, ConnectError, ConnectionInfo, DataEvent, DisconnectReason, PieceSource,
-    SendError,
+    SendError, Taken,
 };
 pub use handle::{DataHandle, DataPlane};
 pub use pool::PieceBuf;

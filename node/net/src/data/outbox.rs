@@ -25,8 +25,9 @@ struct State {
     control_frames: u64,
     bodies: VecDeque<Body>,
     pieces: VecDeque<QueuedPiece>,
-    /// Cancelled before they began: channel and piece.
+    /// Cancelled before they began: channel and piece. Count as queued until they are reported.
     cancelled: Vec<(u32, u32)>,
+    closed: bool,
 }
 
 /// A call or answer.
@@ -53,6 +54,9 @@ impl Outbox {
     /// Queues a control frame; `Full` when over the limit.
     pub(crate) fn push_frame(&self, frame: &Frame) -> Result<(), SendError> {
         let mut state = self.state.lock();
+        if state.closed {
+            return Err(SendError::NotConnected);
+        }
         if state.control.len() > self.control_bytes_max {
             return Err(SendError::Full);
         }
@@ -65,7 +69,12 @@ impl Outbox {
 
     /// Queues a call or answer. Their number is bounded by the open calls.
     pub(crate) fn push_body(&self, body: Body) {
-        self.state.lock().bodies.push_back(body);
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.bodies.push_back(body);
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -77,7 +86,10 @@ impl Outbox {
     /// Queues a piece.
     pub(crate) fn push_piece(&self, piece: QueuedPiece) -> Result<(), SendError> {
         let mut state = self.state.lock();
-        if state.pieces.len() >= self.pieces_max {
+        if state.closed {
+            return Err(SendError::NotConnected);
+        }
+        if state.pieces.len() + state.cancelled.len() >= self.pieces_max {
             return Err(SendError::Full);
         }
         state.pieces.push_back(piece);
@@ -114,6 +126,16 @@ impl Outbox {
     /// The next piece.
     pub(crate) fn take_piece(&self) -> Option<QueuedPiece> {
         self.state.lock().pieces.pop_front()
+    }
+
+    /// Forgets everything, for good.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        let queued = std::mem::take(&mut *state);
+        state.closed = true;
+        drop(state);
+        // A source's own drop may take its time.
+        drop(queued);
     }
 
     /// The pieces cancelled since the last call.

@@ -289,6 +289,9 @@ pub struct Hello {
     /// Where the sender's data plane is dialled, best first; at most [`ENDPOINTS_MAX`].
     #[n(3)]
     pub endpoints: Vec<Endpoint>,
+    /// A dialler counts its dials from 1: one that was given up may be heard after a later one. Zero from an acceptor.
+    #[n(4)]
+    pub dial: u64,
 }
 
 impl Hello {

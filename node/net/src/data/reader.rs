@@ -68,11 +68,11 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
     async fn control(&mut self, kind: Kind, len: usize) -> Result<(), DisconnectReason> {
         // Grows with what comes, not with what is claimed: a metainfo may be large.
         let mut body = Vec::with_capacity(len.min(DISCARD_BYTES));
-        let got = (&mut self.read).take(len as u64).read_to_end(&mut body).await.map_err(lost)?;
-        if got < len {
-            return Err(DisconnectReason::Lost("it ended in a frame".to_owned()));
+        while body.len() < len {
+            let start = body.len();
+            body.resize(len.min(start + DISCARD_BYTES), 0);
+            self.fill(body.get_mut(start..).unwrap_or_default()).await?;
         }
-        self.link.note_read(len);
         match Frame::decode(kind, &body)? {
             Frame::Swarm(message) => {
                 check_metainfo(&message, &self.hub.setup.identity().mesh)?;
@@ -221,8 +221,9 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
     }
 
     fn begin_part(&self, kind: Kind, id: u32, len: usize) -> Assembly {
-        let wanted = kind == Kind::Answer || self.link.admit_call();
-        if !wanted {
+        // An answer nobody waits for any more is passed over.
+        let wanted = if kind == Kind::Answer { self.link.is_open(id) } else { self.link.admit_call() };
+        if !wanted && kind == Kind::Call {
             self.hub.stats.calls_refused.inc();
             // When the queue is full the connection is closed already.
             let _ = self.link.send(&Frame::CallFailed { id, why: CallRefusal::Busy });

@@ -40,7 +40,7 @@ counters! {
     accepted: "TCP connections accepted.",
     refused_full: "TCP connections closed at once: connections_max.",
     refused_per_ip: "TCP connections closed at once: connections_per_ip_max.",
-    refused_handshakes: "TCP connections closed at once: handshakes_max.",
+    handshakes_evicted: "Inbound handshakes that gave way to a newer one: handshakes_max.",
     refused_banned: "Members turned away: banned.",
     accept_errors: "Failures of accept(2), such as no more file descriptors.",
     handshakes_failed: "Inbound handshakes that failed or timed out: strangers and garbage.",

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::event::{DataEvent, DisconnectReason, PieceSource};
+use super::event::{DataEvent, PieceSource};
 use super::hub::Hub;
 use super::link::Link;
 use super::outbox::{Body, QueuedPiece};
@@ -29,31 +29,27 @@ struct Sending {
 }
 
 /// A piece that is being read: its channel and number, and its bytes when they are there.
-type Reading = (u32, u32, JoinHandle<io::Result<(Bytes, OwnedSemaphorePermit)>>);
+type Reading = (u32, u32, AbortOnDropHandle<io::Result<(Bytes, OwnedSemaphorePermit)>>);
 
 struct Writer<'a, W> {
     hub: &'a Arc<Hub>,
     link: &'a Arc<Link>,
-    write: &'a mut W,
+    write: W,
     control: Vec<u8>,
     body: Option<(Body, usize)>,
     sending: Option<Sending>,
     reading: Option<Reading>,
 }
 
-/// Writes what is queued until the connection ends, and says why it did.
-pub(crate) async fn run<W: AsyncWrite + Unpin>(
-    hub: &Arc<Hub>,
-    link: &Arc<Link>,
-    write: &mut W,
-) -> DisconnectReason {
+/// Writes what is queued until the link is closed, and then gives `write` back, which is between two frames; or until
+/// the connection breaks.
+pub(crate) async fn run<W: AsyncWrite + Unpin>(hub: &Arc<Hub>, link: &Arc<Link>, write: W) -> io::Result<W> {
     let mut writer =
         Writer { hub, link, write, control: Vec::new(), body: None, sending: None, reading: None };
-    loop {
-        if let Err(error) = writer.step().await {
-            return DisconnectReason::Lost(error.to_string());
-        }
+    while !link.is_closed() {
+        writer.step().await?;
     }
+    Ok(writer.write)
 }
 
 impl<W: AsyncWrite + Unpin> Writer<'_, W> {
@@ -61,11 +57,17 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     async fn step(&mut self) -> io::Result<()> {
         self.report_cancelled().await;
         let mut busy = self.write_control().await?;
-        busy |= self.write_part().await?;
+        if !self.link.is_closed() {
+            busy |= self.write_part().await?;
+        }
         self.read_ahead();
-        busy |= self.write_payload().await?;
+        if !self.link.is_closed() {
+            busy |= self.write_payload().await?;
+        }
         if !busy {
+            self.link.note_writing();
             self.write.flush().await?;
+            self.link.note_written();
             self.wait().await;
         }
         Ok(())
@@ -77,6 +79,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                 let (to_channel, piece) = (*to_channel, *piece);
                 tokio::select! {
                     () = self.link.outbox.woken() => {}
+                    _ = self.link.closed() => {}
                     result = read => {
                         self.reading = None;
                         let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -84,7 +87,10 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                     }
                 }
             }
-            _ => self.link.outbox.woken().await,
+            _ => tokio::select! {
+                () = self.link.outbox.woken() => {}
+                _ = self.link.closed() => {}
+            },
         }
     }
 
@@ -101,7 +107,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
             return Ok(false);
         }
         self.hub.stats.control_frames_out.add(frames);
-        self.write.write_all(&self.control).await?;
+        put(&mut self.write, self.link, &self.control).await?;
         self.note(self.control.len());
         // A metainfo may have made it large; that room is not kept.
         if self.control.capacity() > PAYLOAD_BYTES_MAX {
@@ -119,8 +125,9 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let subhead = [body.id, number(body.bytes.len()), number(*offset)];
         let head = encode_with_subhead(body.kind, subhead, len);
-        self.write.write_all(&head).await?;
-        self.write.write_all(body.bytes.get(*offset..*offset + len).unwrap_or_default()).await?;
+        put(&mut self.write, self.link, &head).await?;
+        let part = body.bytes.get(*offset..*offset + len).unwrap_or_default();
+        put(&mut self.write, self.link, part).await?;
         *offset += len;
         let ended = *offset == body.bytes.len();
         let answered = ended && body.kind == Kind::Answer;
@@ -136,19 +143,21 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
 
     /// Begins to read the next piece, at most one ahead of the one being sent.
     fn read_ahead(&mut self) {
-        if self.reading.is_some() {
+        let places = self.hub.sending.clone();
+        // While places are scarce nobody takes a second one.
+        let scarce = places.available_permits() <= self.hub.config.pieces_in_memory_max / 2;
+        if self.reading.is_some() || (self.sending.is_some() && scarce) {
             return;
         }
         let Some(QueuedPiece { to_channel, piece, source }) = self.link.outbox.take_piece() else { return };
-        let places = self.hub.sending.clone();
-        let read = tokio::spawn(async move {
+        let read = AbortOnDropHandle::new(tokio::spawn(async move {
             let place = places.acquire_owned().await.map_err(io::Error::other)?;
             let bytes = match source {
                 PieceSource::Bytes(bytes) => bytes,
                 PieceSource::Read(read) => read().await?,
             };
             Ok((bytes, place))
-        });
+        }));
         self.reading = Some((to_channel, piece, read));
     }
 
@@ -183,9 +192,9 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         let len = (sending.bytes.len() - sending.sent).min(PAYLOAD_BYTES_MAX);
         let offset = u32::try_from(sending.sent).unwrap_or(u32::MAX);
         let head = encode_with_subhead(Kind::Payload, [sending.to_channel, sending.piece, offset], len);
-        self.write.write_all(&head).await?;
-        let part = sending.sent..sending.sent + len;
-        self.write.write_all(sending.bytes.get(part).unwrap_or_default()).await?;
+        put(&mut self.write, self.link, &head).await?;
+        let part = sending.bytes.get(sending.sent..sending.sent + len).unwrap_or_default();
+        put(&mut self.write, self.link, part).await?;
         sending.sent += len;
         self.hub.stats.payload_bytes_out.add(len as u64);
         let whole = sending.sent == sending.bytes.len();
@@ -199,6 +208,10 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     }
 
     async fn report(&self, to_channel: u32, piece: u32, bytes: u32) {
+        if self.link.is_closed() {
+            // Given up with the connection.
+            return;
+        }
         let event = DataEvent::PieceSent { peer: self.link.remote.peer, to_channel, piece, bytes };
         let _ = self.hub.events.send(event).await;
     }
@@ -206,4 +219,18 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
     fn note(&self, bytes: usize) {
         self.link.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
+
+/// Writes all of `bytes`, and notes when the peer takes some of them.
+async fn put<W: AsyncWrite + Unpin>(write: &mut W, link: &Link, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        link.note_writing();
+        let count = write.write(bytes).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    link.note_written();
+    Ok(())
 }

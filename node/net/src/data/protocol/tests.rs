@@ -46,6 +46,33 @@ fn vectors_decode() {
 }
 
 #[test]
+fn the_documents_examples_are_right() {
+    let document = include_str!("../../../../../docs/PROTOCOL.md");
+    let block = document.split("```vectors\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut kinds = std::collections::BTreeSet::new();
+    for line in block.lines() {
+        let (hex, _) = line.split_once('#').unwrap();
+        let bytes = unhex(hex);
+        let (head, body) = split(&bytes);
+        let kind = head.kind.unwrap();
+        kinds.insert(kind as u8);
+        match kind {
+            Kind::Payload | Kind::Call | Kind::Answer => {
+                let (subhead, rest) = body.split_at(SUBHEAD_BYTES);
+                let subhead = decode_subhead(subhead.try_into().unwrap());
+                let again = [&encode_with_subhead(kind, subhead, rest.len()), rest].concat();
+                assert_eq!(again, bytes, "{line}");
+            }
+            _ => {
+                let frame = Frame::decode(kind, body).unwrap_or_else(|error| panic!("{line}: {error}"));
+                assert_eq!(encoded(&frame), bytes, "{line}: {frame:?}");
+            }
+        }
+    }
+    assert!(kinds.len() >= 8, "only kinds {kinds:?} have an example");
+}
+
+#[test]
 fn heads_are_checked_before_anything_is_allocated() {
     let head = |kind: u8, flags: u8, reserved: u8, len: u32| {
         let [a, b, c, d] = len.to_be_bytes();
@@ -87,7 +114,8 @@ fn lists_are_bounded() {
 
 #[test]
 fn versions_overlap_or_do_not() {
-    let hello = |version, version_min| Hello { version, version_min, instance: 0, endpoints: vec![] };
+    let hello =
+        |version, version_min| Hello { version, version_min, instance: 0, endpoints: vec![], dial: 0 };
     assert_eq!(hello(3, 2).common_version(&hello(2, 1)), Ok(2));
     assert_eq!(hello(3, 3).common_version(&hello(2, 1)), Err(ProtocolError::Version));
 }
