@@ -45,8 +45,9 @@
 //!   else before it has the other's Hello. Hello comes once.
 //! - Both speak the smaller of their newest versions; if that is under the other's oldest, Bye `version`.
 //! - Of two connections between the same two processes the one dialled by the smaller peer id stays. The smaller one
-//!   holds back its answer to the larger one's Hello while it dials itself. A Hello with another *instance* than the
-//!   connection in place is from a restarted process and replaces it.
+//!   holds back its answer to the larger one's Hello while its own Hello is out; a dial that has not said Hello yet is
+//!   given up instead. A later dial of the same process, or a Hello with another *instance* (a restarted process),
+//!   replaces the connection in place. `docs/PROTOCOL.md` has the cases.
 //! - Payload is addressed by the *receiver's* channel, goes in order from offset 0, a piece's last frame ends at the
 //!   length that was requested. Payload that was never requested ends the connection; payload of a request
 //!   taken back is passed over.

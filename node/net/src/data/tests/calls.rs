@@ -70,7 +70,6 @@ async fn beyond_the_open_calls_of_either_side_there_is_busy() {
     for _ in 0..2 {
         answers.push(two.until_call().await);
     }
-    // Now three of our own, by abandoned ones that the other side still has.
     for (body, answer) in answers {
         answer.answer(body);
     }
