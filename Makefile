@@ -30,7 +30,7 @@ test: ## everything, the same that CI runs; needs root for the container engines
 	scripts/setup.sh
 	cargo fmt --check
 	cargo clippy --locked $(PURE) --all-targets -- -D warnings
-	cargo build --locked -p shoal
+	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 
 test-large: ## the image of 1 GiB

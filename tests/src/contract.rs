@@ -22,9 +22,9 @@ pub mod metric {
     pub const DROPPED_WHY: (&str, &str) = ("reason", "corrupt_piece");
     /// Pieces that did not have their hash.
     pub const PIECES_CORRUPT: &str = "shoal_pieces_corrupt_total";
-    /// Figures that the two planes count themselves, told apart by the label `reason`.
-    pub const PLANE: &str = "shoal_plane";
-    /// How the `reason` of a plane's count of strangers and garbage ends, for the control and the data plane.
+    /// Figures that the two planes count themselves, told apart by the label `name`.
+    pub const PLANE: &str = "shoal_figure";
+    /// How the `name` of a plane's count of strangers and garbage ends, for the control and the data plane.
     pub const STRANGERS: [(&str, &str); 2] = [("control", "inbound_failed"), ("data", "handshakes_failed")];
     /// The ports of the ready line, in this order: `listen`, `data`, `gateway`, `ops`.
     pub const PORTS: [&str; 4] = ["control", "data", "gateway", "ops"];

@@ -46,6 +46,8 @@ pub struct Metrics {
     completed: Counter,
     failed: Counter,
     swarms: Gauge,
+    /// Pieces that did not have their hash.
+    pub pieces_corrupt: Counter,
     /// Bytes read by local clients, by whether they were here already.
     pub read: Family<SourceLabel, Counter>,
     /// Pulls begun by local clients.
@@ -89,6 +91,7 @@ impl Metrics {
             completed: Counter::default(),
             failed: Counter::default(),
             swarms: Gauge::default(),
+            pieces_corrupt: Counter::default(),
             read: Family::default(),
             pulls: Counter::default(),
             pushes: Counter::default(),
@@ -131,6 +134,7 @@ impl Metrics {
             self.completed.clone(),
         );
         shoal.register("blobs_failed", "Blobs whose fetch failed", self.failed.clone());
+        shoal.register("pieces_corrupt", "Pieces that did not have their hash", self.pieces_corrupt.clone());
         shoal.register("swarms", "Swarms this process takes part in", self.swarms.clone());
         shoal.register_with_unit(
             "read",

@@ -118,7 +118,7 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
             let strangers =
                 metric::STRANGERS.iter().find(|(port, _)| *port == plane).map(|(_, reason)| *reason);
             let before = match strangers {
-                Some(reason) => node.metrics().await?.sum_suffix(metric::PLANE, "reason", reason),
+                Some(reason) => node.metrics().await?.sum_suffix(metric::PLANE, "name", reason),
                 None => 0.0,
             };
             // Connections that say nothing and stay must not keep the others out.
@@ -132,7 +132,7 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
             if let Some(reason) = strangers {
                 let what = format!("{name} counts strangers on its {plane} port");
                 wait_until(&what, PATIENCE, async || {
-                    let now = node.metrics().await?.sum_suffix(metric::PLANE, "reason", reason);
+                    let now = node.metrics().await?.sum_suffix(metric::PLANE, "name", reason);
                     Ok((now > before).then_some(()))
                 })
                 .await?;

@@ -150,18 +150,24 @@ impl Driver {
     fn verify_piece(&mut self, digest: Digest, piece: PieceIndex, buffer: BufferId, from: PeerId) {
         let Some(buffer) = self.buffers.remove(&buffer) else { return };
         let (store, handle) = (self.parts.store.clone(), self.handle.clone());
+        let metrics = Arc::clone(&self.parts.metrics);
         let gate = self.parts.creating.get(&digest).cloned();
         self.start(async move {
             if let Some(gate) = gate {
                 gate.await;
             }
-            let fact =
-                match tokio::task::spawn_blocking(move || check_in(&store, digest, piece, &buffer)).await {
-                    Ok(CheckedIn::Verified) => Input::PieceVerified { digest, piece },
-                    Ok(CheckedIn::Corrupt) => Input::PieceCorrupt { digest, piece, from: Some(from) },
-                    Ok(CheckedIn::Failed(why)) => Input::WriteFailed { digest, piece, why },
-                    Err(error) => Input::WriteFailed { digest, piece, why: error.to_string() },
-                };
+            let fact = match tokio::task::spawn_blocking(move || check_in(&store, digest, piece, &buffer))
+                .await
+            {
+                Ok(CheckedIn::Verified) => Input::PieceVerified { digest, piece },
+                Ok(CheckedIn::Corrupt) => {
+                    metrics.pieces_corrupt.inc();
+                    tracing::warn!(%digest, piece = piece.get(), peer = %from, "a peer sent a corrupt piece");
+                    Input::PieceCorrupt { digest, piece, from: Some(from) }
+                }
+                Ok(CheckedIn::Failed(why)) => Input::WriteFailed { digest, piece, why },
+                Err(error) => Input::WriteFailed { digest, piece, why: error.to_string() },
+            };
             handle.tell(fact).await;
         });
     }
