@@ -33,6 +33,7 @@ start() {
 	name=$1 roles=$2
 	shift 2
 	"$shoal" credential issue --mesh-key "$dir/mesh/mesh.key" --roles "$roles" --zone home --out "$dir/$name.id" >/dev/null
+	: >"$dir/$name.ready"
 	"$shoal" "$@" --data-dir "$dir/$name" --identity "$dir/$name.id" --mesh-pub "$dir/mesh/mesh.pub" --zone home \
 		--listen /ip4/127.0.0.1/tcp/0 --ops 127.0.0.1:0 >"$dir/$name.ready" 2>"$dir/$name.log" &
 	pid=$!
@@ -74,6 +75,7 @@ say "Starting a mesh of five processes in $dir"
 start bootstrap bootstrap bootstrap
 door=$(field bootstrap listen)
 case $door in */p2p/*) ;; *) door=$door/p2p/$(field bootstrap peer) ;; esac
+mkdir -p "$dir/bucket"
 start origin node,origin node --origin --backend "fs:$dir/bucket" --data-listen 127.0.0.1:0 --bootstrap "$door"
 for number in 1 2 3; do
 	start "gateway$number" node,gateway gateway --gateway 127.0.0.1:0 --data-listen 127.0.0.1:0 --bootstrap "$door"

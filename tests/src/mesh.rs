@@ -542,6 +542,7 @@ impl Mesh {
         }
         if spec.kind == Kind::Origin {
             let backend = self.root()?.join("backend").join(&spec.name);
+            std::fs::create_dir_all(&backend)?;
             flag("--backend", spec.backend.clone().unwrap_or_else(|| format!("fs:{}", backend.display())));
             args.push("--origin".to_owned());
         }
