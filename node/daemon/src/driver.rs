@@ -183,9 +183,13 @@ impl Driver {
                     break;
                 }
             }
-            while let Some(effect) = self.parts.engine.poll_effect() {
-                self.act(effect);
-            }
+            self.act_on_wishes();
+        }
+    }
+
+    fn act_on_wishes(&mut self) {
+        while let Some(effect) = self.parts.engine.poll_effect() {
+            self.act(effect);
         }
     }
 
@@ -231,7 +235,10 @@ impl Driver {
                 self.parts.links.opened(peer);
                 self.fact(Input::PeerConnected { peer, zone, roles, endpoints });
             }
-            DataEvent::Disconnected { peer, .. } => {
+            DataEvent::Disconnected { peer, taken, .. } => {
+                // Wishes for the old connection must not reach the next one, which begins when `taken` is dropped.
+                self.act_on_wishes();
+                drop(taken);
                 self.parts.links.closed(peer);
                 self.sending.retain(|(to, _, _), _| *to != peer);
                 self.fact(Input::PeerDisconnected { peer });
