@@ -11,7 +11,7 @@ use shoal_daemon::keys;
 use shoal_daemon::node::Node;
 use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, NodeMesh};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// The runtime of a daemon.
@@ -71,6 +71,7 @@ pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
 
 /// Runs a node, with the registry API if it is a gateway.
 pub(crate) async fn run_node(config: Config, gateway: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
     let identity = keys::read_identity(&config.identity, &config.mesh_pub, wall_now())?;
     let ops = config.ops;
     let drain = config.drain_timeout;
@@ -86,7 +87,7 @@ pub(crate) async fn run_node(config: Config, gateway: bool) -> anyhow::Result<()
         node.data().local_addr(),
         serving.as_ref().map_or_else(|| "-".to_owned(), |serving| serving.address.to_string()),
     );
-    wait_for_signal().await?;
+    signals.came().await;
     tracing::info!("stopping: no new requests, those under way are finished");
     if let Some(serving) = serving {
         let _ = tokio::time::timeout(drain, serving.drain()).await;
@@ -97,16 +98,15 @@ pub(crate) async fn run_node(config: Config, gateway: bool) -> anyhow::Result<()
 
 /// Runs a bootstrap peer.
 pub(crate) async fn run_bootstrap(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
     let identity = keys::read_identity(&config.identity, &config.mesh_pub, wall_now())?;
     let peer = identity.peer_id();
     let (door, address) = start_bootstrap(&config, identity).await?;
-    println!("ready peer={peer} listen={address} data=- gateway=- ops=-");
-    let stop = async {
-        if let Err(error) = wait_for_signal().await {
-            tracing::error!(%error, "stopping");
-        }
-    };
-    door.run_until(stop).await;
+    let ops = shoal_daemon::ops::serve_door(door.control().clone(), config.ops)
+        .await
+        .with_context(|| format!("ops: cannot listen on {}", config.ops))?;
+    println!("ready peer={peer} listen={address} data=- gateway=- ops={ops}");
+    door.run_until(signals.came()).await;
     Ok(())
 }
 
@@ -151,13 +151,25 @@ pub(crate) async fn first_listen_address(node: &Node) -> String {
     }
 }
 
-/// Resolves on SIGTERM or SIGINT.
-pub(crate) async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, caught from the moment this is made.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches them. Made before anybody is told that this process is ready.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        Ok(Self { terminate, interrupt })
     }
-    Ok(())
+
+    /// Resolves when one came.
+    pub(crate) async fn came(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

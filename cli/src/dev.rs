@@ -45,6 +45,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
         None => default_dir()?,
     };
     daemon::start_logging(&Config { log: args.log.clone(), ..Config::default() })?;
+    let mut signals = daemon::Signals::catch()?;
     let mesh = open_mesh(&dir)?;
     let bootstrap_config = part_config(&dir, "bootstrap", &[]);
     let identity = issue(&dir, "bootstrap", &mesh, Roles::NONE.with(Role::Bootstrap))?;
@@ -82,7 +83,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     }
     wait_until_joined(&nodes).await?;
     greet(&dir, &serving, &ops);
-    daemon::wait_for_signal().await?;
+    signals.came().await;
     for gateway in serving {
         gateway.drain().await;
     }

@@ -48,6 +48,8 @@ impl clap::Args for DaemonFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
         let file =
             Arg::new("config").long("config").value_name("FILE").value_parser(clap::value_parser!(PathBuf));
+        // The last of a repeated flag wins, so that scripts can add to a command line.
+        let command = command.args_override_self(true);
         let command = command.arg(file.help("TOML file with any of these settings [variable: SHOAL_CONFIG]"));
         command.args(KEYS.iter().map(|key| {
             let arg = Arg::new(key.name).long(key.name).help(format!(

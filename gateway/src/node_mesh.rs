@@ -10,13 +10,13 @@ use shoal_daemon::node::{
     AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError,
 };
 use shoal_daemon::records::service::RecordError;
-use shoal_daemon::rpc::Listing;
+use shoal_daemon::rpc::{Listing, PAGE_MAX};
 use shoal_types::layout::BLOB_BYTES_MAX;
 use shoal_types::{Digest, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
 use crate::port::{
     BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError,
-    PushError, UploadId,
+    PushError, UploadId, compare_tags,
 };
 
 /// When a client may try again what the mesh could not do: origins come back, or time out, within seconds.
@@ -203,16 +203,13 @@ impl Mesh for NodeMesh {
         after: Option<&TagName>,
         limit: usize,
     ) -> Result<Vec<TagName>, ListError> {
-        let after_kind = after.cloned().map(RecordKind::Tag);
-        let records =
-            self.0.records().list(repository, &Listing::Tags, after_kind, limit).await.map_err(list_error)?;
-        let tags: Vec<TagName> = records
-            .iter()
-            .filter_map(|record| match &record.value().key.kind {
-                RecordKind::Tag(tag) => Some(tag.clone()),
-                _ => None,
-            })
-            .collect();
+        let mut tags = self.all_tags(repository).await?;
+        // The owners keep byte order; the specification asks for a lexical one that ignores case.
+        tags.sort_by(compare_tags);
+        if let Some(after) = after {
+            tags.retain(|tag| compare_tags(tag, after).is_gt());
+        }
+        tags.truncate(limit);
         if tags.is_empty() && after.is_none() && !self.is_repository(repository).await? {
             return Err(ListError::RepositoryUnknown);
         }
@@ -242,6 +239,29 @@ impl Mesh for NodeMesh {
 }
 
 impl NodeMesh {
+    async fn all_tags(&self, repository: &RepositoryName) -> Result<Vec<TagName>, ListError> {
+        let page_max = PAGE_MAX as usize;
+        let mut tags = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self
+                .0
+                .records()
+                .list(repository, &Listing::Tags, after, page_max)
+                .await
+                .map_err(list_error)?;
+            let names = page.iter().filter_map(|record| match &record.value().key.kind {
+                RecordKind::Tag(tag) => Some(tag.clone()),
+                _ => None,
+            });
+            tags.extend(names);
+            match page.last() {
+                Some(last) if page.len() == page_max => after = Some(last.value().key.kind.clone()),
+                _ => return Ok(tags),
+            }
+        }
+    }
+
     /// Whether the repository holds anything: without a tag it may still hold manifests.
     async fn is_repository(&self, repository: &RepositoryName) -> Result<bool, ListError> {
         self.0.records().is_repository(repository).await.map_err(list_error)

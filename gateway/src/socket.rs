@@ -11,11 +11,14 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// A fatal `protocol_version` alert (RFC 8446, 6), in the record version all TLS clients read.
-const TLS_ALERT: [u8; 7] = [0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x46];
-/// How long a TLS client may take to hang up after the alert.
+/// What a TLS client is told. Plain HTTP and not an alert: Go's TLS library recognises it ("server gave HTTP response to
+/// HTTPS client"), and `docker manifest --insecure` tries plain HTTP after that error only.
+const PLAIN_HTTP: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+    This port speaks plain HTTP.\n";
+/// How long a TLS client may take to hang up after the answer.
 const TLS_LINGER: Duration = Duration::from_secs(1);
-/// Most bytes of a TLS client that are read and thrown away, so that the close does not reset the alert away.
+/// Most bytes of a TLS client that are read and thrown away, so that the close does not reset the answer away.
 const TLS_DRAIN_BYTES_MAX: usize = 64 << 10;
 
 /// Whether a new connection begins with a TLS handshake. Looks without taking. An error: the client closed or said
@@ -34,7 +37,7 @@ pub(crate) async fn speaks_tls(stream: &TcpStream, patience: Duration) -> io::Re
 /// answer otherwise, on each pull.
 pub(crate) async fn refuse_tls(mut stream: TcpStream) {
     let refuse = async {
-        stream.write_all(&TLS_ALERT).await?;
+        stream.write_all(PLAIN_HTTP).await?;
         stream.shutdown().await?;
         let mut scrap = [0; 4096];
         let mut seen = 0;

@@ -542,8 +542,11 @@ impl Mesh {
         }
         if spec.kind == Kind::Origin {
             let backend = self.root()?.join("backend").join(&spec.name);
-            std::fs::create_dir_all(&backend)?;
-            flag("--backend", spec.backend.clone().unwrap_or_else(|| format!("fs:{}", backend.display())));
+            let url = spec.backend.clone().unwrap_or_else(|| format!("fs:{}", backend.display()));
+            if let Some(dir) = url.strip_prefix("fs:") {
+                std::fs::create_dir_all(dir)?;
+            }
+            flag("--backend", url);
             args.push("--origin".to_owned());
         }
         args.extend(spec.flags.iter().cloned());

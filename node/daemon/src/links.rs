@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use shoal_net::data::protocol::CallRefusal;
 use shoal_net::data::{CallError, DataHandle};
 use shoal_types::{Endpoint, PeerId};
 use tokio::sync::watch;
@@ -17,6 +18,9 @@ use crate::rpc::{self, Answer, Failure, Request};
 
 /// How long a connection may take to open before a question counts as unanswered: two TCP retransmissions.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How often room among the open questions is looked for.
+const ROOM_POLL: Duration = Duration::from_millis(10);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +122,7 @@ impl Links {
         timeout: Duration,
     ) -> Result<Answer, AskError> {
         let _busy = Busy::new(self, peer);
+        let deadline = tokio::time::Instant::now() + timeout;
         let body = Bytes::from(rpc::encode(request));
         let mut again = true;
         loop {
@@ -125,6 +130,12 @@ impl Links {
             match self.data.call(peer, body.clone(), timeout).await {
                 Ok(bytes) => return read_answer(peer, &bytes),
                 Err(CallError::NotConnected) if again => again = false,
+                // As many questions as a connection carries are open: one of them will end.
+                Err(CallError::TooMany | CallError::Refused(CallRefusal::Busy))
+                    if tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(ROOM_POLL).await;
+                }
                 Err(error) => return Err(AskError::Unanswered { peer, why: error.to_string() }),
             }
         }

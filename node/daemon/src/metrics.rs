@@ -24,6 +24,9 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// Help of the figures that other parts count themselves.
+pub const FIGURE_HELP: &str = "Counts of the planes, of admission and of the store, by name";
+
 /// A figure that another part counts itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FigureLabel {
@@ -157,11 +160,7 @@ impl Metrics {
         shoal.register("connections", "Data-plane connections", self.connections.clone());
         shoal.register("origins", "Origins alive, as far as known", self.origins.clone());
         shoal.register("members", "Members heard of", self.members.clone());
-        shoal.register(
-            "figure",
-            "Counts of the planes, of admission and of the store, by name",
-            self.figures.clone(),
-        );
+        shoal.register("figure", FIGURE_HELP, self.figures.clone());
     }
 
     /// Takes note of an engine's report.

@@ -5,18 +5,23 @@ mod blobs;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 use serde::Serialize;
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
+use shoal_net::control::ControlHandle;
 use shoal_types::{Digest, PeerId};
 use tokio::net::TcpListener;
 
-use crate::metrics::FigureLabel;
+use crate::metrics::{FIGURE_HELP, FigureLabel};
 use crate::node::Node;
 use crate::pulls::Pull;
 
@@ -37,6 +42,37 @@ pub async fn serve(node: Node, address: SocketAddr) -> std::io::Result<SocketAdd
         }
     });
     Ok(local)
+}
+
+/// Starts the listener of a bootstrap peer, which has health and metrics and nothing else; it serves until the process
+/// ends.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn serve_door(control: ControlHandle, address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let local = listener.local_addr()?;
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/metrics", get(door_metrics))
+        .with_state(control);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the ops listener failed");
+        }
+    });
+    Ok(local)
+}
+
+async fn door_metrics(State(control): State<ControlHandle>) -> Response {
+    let figures = Family::<FigureLabel, Gauge<u64, AtomicU64>>::default();
+    for (name, value) in control.stats().iter() {
+        figures.get_or_create(&FigureLabel { part: "control", name }).set(value);
+    }
+    let mut registry = Registry::default();
+    registry.sub_registry_with_prefix("shoal").register("figure", FIGURE_HELP, figures);
+    encode(&registry)
 }
 
 fn router(node: Node) -> Router {
@@ -67,12 +103,12 @@ async fn ready(State(node): State<Node>) -> Response {
 
 async fn metrics(State(node): State<Node>) -> Response {
     refresh(&node).await;
+    encode(&node.registry().lock())
+}
+
+fn encode(registry: &Registry) -> Response {
     let mut text = String::new();
-    let encoded = {
-        let registry = node.registry().lock();
-        prometheus_client::encoding::text::encode(&mut text, &registry)
-    };
-    match encoded {
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()

@@ -64,8 +64,17 @@ impl Node {
         let Some(entry) = entry.filter(|entry| entry.complete) else {
             return Err(KeepError::Store("the pushed blob vanished".to_owned()));
         };
-        let owners = self.wait_for_owners(&digest).await;
-        let result = self.anchor_at(&owners, &entry.metainfo, repository).await;
+        let deadline = tokio::time::Instant::now() + self.config().search_patience;
+        let result = loop {
+            let owners = self.wait_for_owners(&digest, deadline).await;
+            let result = self.anchor_at(&owners, &entry.metainfo, repository.clone()).await;
+            // Origins restart, and others take their place: a pusher is not told of it.
+            let too_few = matches!(result, Err(KeepError::TooFew { .. }));
+            if !too_few || tokio::time::Instant::now() >= deadline {
+                break result;
+            }
+            tokio::time::sleep(ORIGINS_POLL).await;
+        };
         if result.is_ok() {
             // It is safe elsewhere: from now on it may be evicted here.
             let store = self.store().clone();
@@ -79,9 +88,7 @@ impl Node {
     }
 
     /// The blob's owners, waiting a while for as many as are needed to be known.
-    async fn wait_for_owners(&self, digest: &Digest) -> Vec<Origin> {
-        let patience = self.config().search_patience;
-        let deadline = tokio::time::Instant::now() + patience;
+    async fn wait_for_owners(&self, digest: &Digest, deadline: tokio::time::Instant) -> Vec<Origin> {
         loop {
             let owners = self.discovery().blob_owners(digest);
             if owners.len() >= self.config().replicas || tokio::time::Instant::now() >= deadline {

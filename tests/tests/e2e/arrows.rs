@@ -36,7 +36,18 @@ const ARROWS: &[(&str, &[&str])] = &[
             "shoal-simulations",
         ],
     ),
-    ("shoal-tests", &["shoal-types", "shoal-gateway"]),
+    (
+        "shoal-tests",
+        &[
+            "shoal-types",
+            "shoal-engine",
+            "shoal-store",
+            "shoal-net",
+            "shoal-origin",
+            "shoal-daemon",
+            "shoal-gateway",
+        ],
+    ),
 ];
 
 /// The crates that do no I/O.

@@ -13,7 +13,7 @@ use shoal_net::identity::Identity;
 use shoal_net::tls::{TlsSetup, system_clock};
 use shoal_origin::{BackendUrl, BackendUrlError};
 use shoal_store::{Store, StoreConfig, Table};
-use shoal_types::Role;
+use shoal_types::{Endpoint, Role};
 use tokio::sync::{mpsc, watch};
 
 use super::{Inner, Node};
@@ -141,7 +141,7 @@ async fn start_control(
     let mut settings = ControlConfig {
         listen: parse_all(&config.listen, "listen")?,
         announce: parse_all(&config.announce, "announce")?,
-        data_endpoints: config.data_announce.clone(),
+        data_endpoints: announced(config, data),
         data_port: Some(data.local_addr().port()),
         bootstrap: parse_all(&config.bootstrap, "bootstrap")?,
         ..ControlConfig::default()
@@ -154,6 +154,17 @@ async fn start_control(
         control.set_heartbeat(true).await;
     }
     Ok((control, events))
+}
+
+/// What others should dial: what is configured, or the listener's address if it is one machine can be reached by. For a
+/// listener on all addresses the control plane finds out which ones peers use.
+fn announced(config: &Config, data: &DataHandle) -> Vec<Endpoint> {
+    let local = data.local_addr();
+    if config.data_announce.is_empty() && !local.ip().is_unspecified() {
+        vec![Endpoint::from_ip(local.ip(), local.port())]
+    } else {
+        config.data_announce.clone()
+    }
 }
 
 fn parse_all<T: std::str::FromStr>(texts: &[String], key: &str) -> Result<Vec<T>, StartError>

@@ -138,6 +138,21 @@ impl Node {
         mut body: impl Stream<Item = io::Result<Bytes>> + Unpin + Send,
     ) -> Result<u64, AppendError> {
         let _writing = self.start_writing(id).ok_or(AppendError::Busy)?;
+        let appended = self.append_alone(repository, id, offset, &mut body).await;
+        if let Err(AppendError::NoSpace(_)) = &appended {
+            // It cannot go on, and what it holds is room that others need.
+            self.cancel_upload(repository, id).await;
+        }
+        appended
+    }
+
+    async fn append_alone(
+        &self,
+        repository: &RepositoryName,
+        id: UploadId,
+        offset: Option<u64>,
+        body: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin + Send),
+    ) -> Result<u64, AppendError> {
         let mut at = self.upload_offset(repository, id).await.ok_or(AppendError::Unknown)?;
         if offset.is_some_and(|offset| offset != at) {
             return Err(AppendError::Offset { expected: at });

@@ -33,6 +33,10 @@ pub const OWNERS: usize = 3;
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an owner may take to carry out a write: a round trip to the other owners and a synced write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a write is tried again while too few owners answer: what a restart takes.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before a write is tried again.
+const WRITE_RETRY: Duration = Duration::from_millis(250);
 /// Members asked for what they remember when no owner can be reached.
 const NEIGHBOURS_ASKED: usize = 12;
 
@@ -102,6 +106,22 @@ impl Records {
     /// [`RecordError::Unavailable`] and [`RecordError::Denied`]: nothing was acknowledged; a write that was under
     /// way may still come to be seen.
     pub async fn write(
+        &self,
+        key: RecordKey,
+        value: Option<RecordValue>,
+    ) -> Result<SignedRecord, RecordError> {
+        let deadline = tokio::time::Instant::now() + WRITE_PATIENCE;
+        loop {
+            let result = self.try_write(key.clone(), value.clone()).await;
+            let again = matches!(result, Err(RecordError::Unavailable(_)));
+            if !again || tokio::time::Instant::now() >= deadline {
+                return result;
+            }
+            tokio::time::sleep(WRITE_RETRY).await;
+        }
+    }
+
+    async fn try_write(
         &self,
         key: RecordKey,
         value: Option<RecordValue>,
