@@ -329,7 +329,9 @@ fn overlay(table: &mut toml::Table, key: &Key, from: &str, values: &[String]) ->
     let mut alone = toml::Table::new();
     alone.insert(key.name.to_owned(), value.clone());
     let checked: Result<Config, toml::de::Error> = alone.try_into();
-    checked.map_err(|error| ConfigError::Value(format!("{from}: {}", one_line(error.message()))))?;
+    checked.map_err(|error| {
+        ConfigError::Value(format!("{from} {:?}: {}", values.join(","), one_line(error.message())))
+    })?;
     table.insert(key.name.to_owned(), value);
     Ok(())
 }

@@ -118,9 +118,14 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     /// Blobs whose place in the store is being made: what needs it waits.
     pub(crate) creating: HashMap<Digest, Shared<BoxFuture<'static, ()>>>,
+    /// Keeps partial blobs from being evicted while they arrive.
+    pub(crate) pins: Pins,
     /// Where questions from peers go.
     pub(crate) calls: mpsc::Sender<IncomingCall>,
 }
+
+/// The pins of partial blobs, one a swarm that downloads.
+pub(crate) type Pins = Arc<parking_lot::Mutex<HashMap<Digest, shoal_store::Pin>>>;
 
 /// A question from a peer.
 pub(crate) struct IncomingCall {

@@ -13,7 +13,7 @@ use crate::driver::blocking;
 use crate::links::AskError;
 use crate::node::Node;
 use crate::rpc::{Answer, Failure, Request};
-use crate::vault::AnchorError;
+use crate::vault::{AnchorError, is_shared};
 
 /// How long an owner may take to fetch and store a blob, beyond [`ANCHOR_SECONDS_PER_GIB`].
 const ANCHOR_TIMEOUT: Duration = Duration::from_secs(60);
@@ -75,7 +75,7 @@ impl Node {
             }
             tokio::time::sleep(ORIGINS_POLL).await;
         };
-        if result.is_ok() {
+        if result.is_ok() && !self.store().path(&digest).is_some_and(|path| is_shared(&path)) {
             // It is safe elsewhere: from now on it may be evicted here.
             let store = self.store().clone();
             blocking(move || store.set_anchored(&digest, true)).await.map_err(KeepError::Store)?;

@@ -104,7 +104,7 @@ pub(crate) async fn restore_copies(node: Node) {
 
 async fn restore_all(node: &Node) {
     let blobs = node.store().blobs();
-    for blob in blobs.into_iter().filter(|blob| blob.complete && blob.anchored) {
+    for blob in blobs.into_iter().filter(|blob| blob.complete) {
         restore(node, blob.digest).await;
         tokio::time::sleep(RESTORE_PAUSE).await;
     }

@@ -36,6 +36,12 @@ pub enum AnchorError {
     Backend(#[from] BackendError),
 }
 
+/// Whether a file has another name as well, such as the one in a backend that linked it.
+pub(crate) fn is_shared(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).is_ok_and(|meta| meta.nlink() > 1)
+}
+
 /// The durable side of an origin.
 pub struct Vault {
     backend: Arc<dyn Backend>,
@@ -199,8 +205,9 @@ impl Vault {
         self.backend.put(&digest, &path, vouched.value().size(), &vouched.metainfo.to_bytes()).await?;
         let (store, proof) = (self.store.clone(), Arc::new(vouched.clone()));
         blocking(move || store.set_vouched(proof)).await.map_err(AnchorError::Store)?;
-        let store = self.store.clone();
-        blocking(move || store.set_anchored(&digest, true)).await.map_err(AnchorError::Store)?;
+        // A backend that shares the file with the store keeps its bytes anyway: evicting it would free nothing.
+        let (store, evictable) = (self.store.clone(), !is_shared(&path));
+        blocking(move || store.set_anchored(&digest, evictable)).await.map_err(AnchorError::Store)?;
         let metainfo = Arc::new(vouched.value().clone());
         driver.tell(Input::MetainfoLearned { metainfo, vouched: Some(Arc::new(vouched.clone())) }).await;
         (self.news)(GossipMessage::BlobAdded { digest, size: vouched.value().size() });

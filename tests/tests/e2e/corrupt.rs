@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use shoal_tests::contract::metric;
 use shoal_tests::image::digest_of;
+use shoal_tests::wait::{PATIENCE, wait_until};
 use shoal_tests::{Mesh, system};
 
 use crate::{MIB, pushed_blob};
@@ -24,7 +25,13 @@ async fn a_peer_that_serves_corrupt_pieces_is_dropped_at_the_first() -> Result<(
     let blob = pushed_blob(&mesh, "g0", 301, SIZE).await?;
     mesh.registry("g1", "e2e/blob")?.pull_blob(&blob.digest).await?;
     mesh.kill("g0").await?;
-    rot(file_of(&mesh, "g1", &blob.digest, SIZE)?, SIZE)?;
+    // The client has its bytes before the file is in its last place: until then its path may change.
+    let file = wait_until("the blob's file stays where it is", PATIENCE, async || {
+        let path = file_of(&mesh, "g1", &blob.digest, SIZE).ok();
+        Ok(path.and_then(|path| std::fs::OpenOptions::new().read(true).write(true).open(path).ok()))
+    })
+    .await?;
+    rot(&file, SIZE)?;
 
     let size = mesh.registry("g2", "e2e/blob")?.pull_blob(&blob.digest).await?;
     ensure!(size == SIZE as u64);
@@ -56,8 +63,7 @@ fn file_of(mesh: &Mesh, node: &str, digest: &str, size: usize) -> Result<PathBuf
     Ok(same.next().with_context(|| format!("{node} has no file with exactly this blob"))?.0)
 }
 
-fn rot(path: PathBuf, size: usize) -> Result<()> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+fn rot(file: &std::fs::File, size: usize) -> Result<()> {
     for at in (0..size).step_by(ROT_EVERY_BYTES) {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at as u64)?;

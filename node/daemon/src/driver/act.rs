@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use shoal_engine::io::{BufferId, DropReason, Effect, Input, LocalBlob, Opened};
+use shoal_engine::io::{BufferId, DropReason, Effect, Event, Input, LocalBlob, Opened};
 use shoal_engine::message::Channel;
 use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
@@ -54,6 +54,9 @@ impl Driver {
                 self.progress(reader, |progress| progress.failed = Some(why))
             }
             Effect::Report(report) => {
+                if let Event::SwarmEnded { digest } = &report.event {
+                    self.parts.pins.lock().remove(digest);
+                }
                 self.parts.pulls.note(&report);
                 self.parts.metrics.note(&report);
                 tracing::debug!(target: "shoal::swarm", event = ?report.event);
@@ -121,11 +124,17 @@ impl Driver {
         let (store, vault, handle) =
             (self.parts.store.clone(), self.parts.vault.clone(), self.handle.clone());
         let gate = self.parts.creating.get(&digest).cloned();
+        let pins = Arc::clone(&self.parts.pins);
         self.start(async move {
             if let Some(gate) = gate {
                 gate.await;
             }
+            // Pinned first, so that what is found stays.
+            let pin = store.pin(&digest);
             let opened = open(store, vault.as_deref(), digest).await;
+            if matches!(&opened, Opened::Here(blob) if !blob.complete) {
+                pins.lock().insert(digest, pin);
+            }
             handle.tell(Input::BlobOpened { digest, opened }).await;
         });
     }
@@ -133,6 +142,7 @@ impl Driver {
     fn create_blob(&mut self, metainfo: Arc<Metainfo>, vouched: Option<Arc<VouchedMetainfo>>) {
         let (store, handle) = (self.parts.store.clone(), self.handle.clone());
         let digest = metainfo.digest();
+        self.parts.pins.lock().insert(digest, store.pin(&digest));
         let create = async move {
             let layout = metainfo.layout();
             if let Err(why) = blocking(move || store.create(metainfo, vouched)).await {
@@ -201,11 +211,13 @@ impl Driver {
     fn finish_blob(&self, digest: Digest) {
         let (store, handle) = (self.parts.store.clone(), self.handle.clone());
         let gate = self.parts.creating.get(&digest).cloned();
+        let pins = Arc::clone(&self.parts.pins);
         self.start(async move {
             if let Some(gate) = gate {
                 gate.await;
             }
             finish(store, digest, &handle).await;
+            pins.lock().remove(&digest);
         });
     }
 }

@@ -218,6 +218,7 @@ async fn assemble(
                 pulls,
                 metrics,
                 creating: HashMap::new(),
+                pins: Arc::default(),
                 calls,
             },
             data_events,
