@@ -60,12 +60,13 @@ impl Node {
     /// [`StartError`].
     pub async fn start(config: Config, identity: Identity) -> Result<Self, StartError> {
         check(&config, &identity)?;
+        let control_settings = control_settings(&config)?;
         let clock = Clock::new();
         let store = open_store(&config, clock).await?;
         let tls = TlsSetup::new(identity.clone(), system_clock(), TlsSetup::admit_members())
             .map_err(|error| StartError::Plane { plane: "data", why: error.to_string() })?;
         let (data, data_events) = bind_data(&config, &tls).await?;
-        let (control, control_events) = start_control(&config, &tls, &store, &data).await?;
+        let (control, control_events) = start_control(control_settings, &config, &tls, &store, &data).await?;
         let mut registry = Registry::default();
         let (removed_sender, removed) = mpsc::unbounded_channel();
         store.on_removal(move |digest, reason| {
@@ -131,22 +132,28 @@ async fn bind_data(
         .map_err(|error| StartError::Plane { plane: "data", why: error.to_string() })
 }
 
+/// What the configuration says of the control plane. Read before anything is opened, so that a bad address is one line.
+fn control_settings(config: &Config) -> Result<ControlConfig, StartError> {
+    let mut settings = ControlConfig {
+        listen: parse_all(&config.listen, "listen")?,
+        announce: parse_all(&config.announce, "announce")?,
+        bootstrap: parse_all(&config.bootstrap, "bootstrap")?,
+        ..ControlConfig::default()
+    };
+    settings.heartbeat.interval = config.heartbeat_interval;
+    Ok(settings)
+}
+
 async fn start_control(
+    mut settings: ControlConfig,
     config: &Config,
     tls: &TlsSetup,
     store: &Store,
     data: &DataHandle,
 ) -> Result<(ControlHandle, mpsc::Receiver<shoal_net::control::ControlEvent>), StartError> {
     let fail = |why: String| StartError::Plane { plane: "control", why };
-    let mut settings = ControlConfig {
-        listen: parse_all(&config.listen, "listen")?,
-        announce: parse_all(&config.announce, "announce")?,
-        data_endpoints: announced(config, data),
-        data_port: Some(data.local_addr().port()),
-        bootstrap: parse_all(&config.bootstrap, "bootstrap")?,
-        ..ControlConfig::default()
-    };
-    settings.heartbeat.interval = config.heartbeat_interval;
+    settings.data_endpoints = announced(config, data);
+    settings.data_port = Some(data.local_addr().port());
     let memory = Arc::new(Memory::new(store));
     let (control, events) =
         Control::start(settings, tls.clone(), memory).await.map_err(|error| fail(error.to_string()))?;
