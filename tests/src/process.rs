@@ -32,8 +32,15 @@ pub fn program() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let test = std::env::current_exe()?;
-    let profile = test.ancestors().nth(2).context("a test outside a target directory")?;
-    let path = profile.join("shoal");
+    beside(test.parent().context("a test outside a target directory")?)
+}
+
+/// The program that was built into the same target directory as `file`, one of its own programs.
+///
+/// # Errors
+/// When it is missing, or older than the sources it is made of.
+pub fn beside(file: &Path) -> Result<PathBuf> {
+    let path = file.parent().context("a program without a directory")?.join("shoal");
     let Ok(built) = path.metadata().and_then(|meta| meta.modified()) else {
         bail!("{} is missing: run `cargo build -p shoal` (or `make test`) first", path.display());
     };
