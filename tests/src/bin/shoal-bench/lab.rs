@@ -116,7 +116,10 @@ impl Lab {
         let (router, name) = (self.router(host.zone), host.namespace.clone());
         self.add_namespace(&name)?;
         let port = port_of(host);
-        run_in(&router, &["ip", "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+        run_in(
+            &router,
+            &["ip", "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name],
+        )?;
         run_in(&router, &["ip", "link", "set", &port, "master", "br0"])?;
         for (namespace, device) in [(&router, port.as_str()), (&name, "eth0")] {
             if let Some(rate) = wire {
@@ -199,7 +202,10 @@ fn shape(namespace: &str, device: &str, bits_per_sec: u64) -> Result<()> {
     let (rate, burst) = (format!("{bits_per_sec}bit"), BURST_BYTES.to_string());
     run_in(
         namespace,
-        &["tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", &rate, "burst", &burst, "latency", QUEUE],
+        &[
+            "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", &rate, "burst", &burst, "latency",
+            QUEUE,
+        ],
     )
 }
 
@@ -268,4 +274,3 @@ fn output(words: &[&str]) -> Result<String> {
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
-

@@ -124,7 +124,9 @@ impl Builder<'_> {
         command.args(["--listen", &listen, "--ops", &local(OPS_PORT)]);
         command.args(door.into_iter().flat_map(|door| ["--bootstrap", door]));
         if kind != Kind::Bootstrap {
-            command.args(["--data-listen", &format!("{}:{}", host.address, DATA_PORT + port_offset)]).args(self.flags);
+            command
+                .args(["--data-listen", &format!("{}:{}", host.address, DATA_PORT + port_offset)])
+                .args(self.flags);
         }
         match kind {
             Kind::Bootstrap => {}
@@ -168,7 +170,11 @@ pub(crate) fn wait_joined(gateways: &[Daemon], origins: usize) -> Result<()> {
             if known >= origins as f64 {
                 break;
             }
-            ensure!(start.elapsed() < JOIN_MAX, "{} knows {known} origins after {JOIN_MAX:?}", gateway.namespace);
+            ensure!(
+                start.elapsed() < JOIN_MAX,
+                "{} knows {known} origins after {JOIN_MAX:?}",
+                gateway.namespace
+            );
             std::thread::sleep(JOIN_POLL);
         }
     }

@@ -28,14 +28,18 @@ pub(crate) fn draw(results: &Results, file: &Path) -> Result<()> {
     let failed = |error: &dyn std::fmt::Display| anyhow!("{}: {error}", file.display());
     root.fill(&WHITE).map_err(|error| failed(&error))?;
     let mut chart = ChartBuilder::on(&root)
-        .caption("Last host's time over the bound (1 = size / slowest rate; 1.046 with headers)", ("sans-serif", 18))
+        .caption(
+            "Last host's time over the bound (1 = size / slowest rate; 1.046 with headers)",
+            ("sans-serif", 18),
+        )
         .margin(16)
         .x_label_area_size(48)
         .y_label_area_size(48)
         .build_cartesian_2d(0f64..bars.len() as f64, 0f64..RATIO_MAX)
         .map_err(|error| failed(&error))?;
     let label = |x: &f64| {
-        bars.get(x.floor() as usize).map_or_else(String::new, |(name, system, _)| format!("{name} {}", system.name()))
+        bars.get(x.floor() as usize)
+            .map_or_else(String::new, |(name, system, _)| format!("{name} {}", system.name()))
     };
     chart
         .configure_mesh()
@@ -54,7 +58,11 @@ pub(crate) fn draw(results: &Results, file: &Path) -> Result<()> {
         let bar = Rectangle::new([(left, 0.0), (right, ratio.min(RATIO_MAX))], colour.filled());
         let above = (left, (ratio + 0.08).min(RATIO_MAX - 0.02));
         let text = Text::new(format!("{ratio:.2}"), above, ("sans-serif", 13));
-        let name = Text::new(label(&(at as f64)), (left, 0.06), ("sans-serif", 11).into_font().transform(FontTransform::Rotate270).color(&WHITE));
+        let name = Text::new(
+            label(&(at as f64)),
+            (left, 0.06),
+            ("sans-serif", 11).into_font().transform(FontTransform::Rotate270).color(&WHITE),
+        );
         chart.draw_series(std::iter::once(bar)).map_err(|error| failed(&error))?;
         chart.draw_series(std::iter::once(text)).map_err(|error| failed(&error))?;
         chart.draw_series(std::iter::once(name)).map_err(|error| failed(&error))?;

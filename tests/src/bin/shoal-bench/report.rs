@@ -202,11 +202,22 @@ impl Results {
     pub(crate) fn table(&self) -> String {
         let head = format!(
             "{:<14} {:<9} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>6}\n",
-            "scenario", "system", "runs", "bound s", "last /", "median /", "source /", "link /", "CPU s/GB", "first ms",
-            "anon MB", "busy"
+            "scenario",
+            "system",
+            "runs",
+            "bound s",
+            "last /",
+            "median /",
+            "source /",
+            "link /",
+            "CPU s/GB",
+            "first ms",
+            "anon MB",
+            "busy"
         );
         let mut text = format!("{}\n\n{head}", self.about);
-        let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        let optional =
+            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
         for (scenario, system, figures, runs) in self.medians() {
             let bound = scenario.bound().map(|bound| bound.as_secs_f64());
             let note = if figures.machine_busy > BUSY_MAX { " !" } else { "" };

@@ -85,9 +85,8 @@ impl Torrent {
             .output()
             .context("mktorrent cannot be run (scripts/setup.sh bench installs it)")?;
         ensure!(made.status.success(), "mktorrent: {}", String::from_utf8_lossy(&made.stderr));
-        let listener = lab::inside(&lab.door.namespace, || {
-            Ok(TcpListener::bind((lab.door.address, TRACKER_PORT))?)
-        })?;
+        let listener =
+            lab::inside(&lab.door.namespace, || Ok(TcpListener::bind((lab.door.address, TRACKER_PORT))?))?;
         let peers: Vec<_> = std::iter::once(&lab.source).chain(&lab.hosts).map(|host| host.address).collect();
         std::thread::spawn(move || tracker::serve(&listener, &peers, TORRENT_PORT));
         let seeder = aria2(&lab.source, &file, &seed, dir, None)?;

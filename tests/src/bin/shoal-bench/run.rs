@@ -108,13 +108,7 @@ pub(crate) struct Fleet {
     _door: Daemon,
 }
 
-pub(crate) fn start_mesh(
-    args: &Args,
-    program: &Path,
-    lab: &Lab,
-    dir: &Path,
-    bytes: Bytes,
-) -> Result<Fleet> {
+pub(crate) fn start_mesh(args: &Args, program: &Path, lab: &Lab, dir: &Path, bytes: Bytes) -> Result<Fleet> {
     let builder = Builder { program, dir, flags: &args.flags };
     builder.init()?;
     let door = builder.start("door", Kind::Bootstrap, &lab.door, None)?;
@@ -221,7 +215,8 @@ fn pull_torrent(scenario: &Scenario, lab: &Lab, dir: &Path, bytes: &Bytes) -> Re
     std::thread::sleep(SETTLE);
     let (wire, link, drops) = (lab.wire_bytes(&lab.source)?, lab.link_bytes(), lab.link_drops());
     let meter = Meter::start(vec![torrent.seeder.pid()], Vec::new())?;
-    let done: Vec<PathBuf> = lab.hosts.iter().map(|host| dir.join(format!("done-{}", host.namespace))).collect();
+    let done: Vec<PathBuf> =
+        lab.hosts.iter().map(|host| dir.join(format!("done-{}", host.namespace))).collect();
     let start = Instant::now();
     let pullers = lab
         .hosts

@@ -33,7 +33,8 @@ impl Scenario {
     /// The least time in which the last host can have the blob's bytes, headers aside: it must come through its own
     /// wire, and once over the link into each zone.
     pub(crate) fn bound(&self) -> Option<Duration> {
-        let slowest = if self.zones > 1 { self.link.rate.into_iter().chain(self.wire).min() } else { self.wire };
+        let slowest =
+            if self.zones > 1 { self.link.rate.into_iter().chain(self.wire).min() } else { self.wire };
         slowest.map(|rate| Duration::from_secs_f64(self.blob_bytes as f64 * 8.0 / rate as f64))
     }
 

@@ -36,10 +36,8 @@ fn one(stream: &mut std::net::TcpStream, body: &[u8]) -> Result<()> {
 }
 
 fn answer(peers: &[Ipv4Addr], port: u16) -> Vec<u8> {
-    let compact: Vec<u8> = peers
-        .iter()
-        .flat_map(|peer| peer.octets().into_iter().chain(port.to_be_bytes()))
-        .collect();
+    let compact: Vec<u8> =
+        peers.iter().flat_map(|peer| peer.octets().into_iter().chain(port.to_be_bytes())).collect();
     let mut body = format!("d8:intervali{INTERVAL_SECS}e5:peers{}:", compact.len()).into_bytes();
     body.extend(compact);
     body.push(b'e');
