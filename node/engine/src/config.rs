@@ -24,6 +24,9 @@ pub struct EngineConfig {
     pub buffer_bytes_max: u64,
     /// Requests in flight at a new peer, in pieces.
     pub pipeline_pieces_start: u32,
+    /// Requests of a swarm in flight, in pieces, above what the quickest peer's pipeline takes; those at a lone seeder
+    /// and in other zones aside. More would wait in queues and for this process's own wire, and could not be asked for elsewhere.
+    pub pipeline_pieces_spread: u32,
     /// Most requests in flight at one peer, in pieces.
     pub pipeline_pieces_max: u32,
     /// Most requests in flight at one peer, in bytes; one piece is always allowed.
@@ -50,8 +53,13 @@ pub struct EngineConfig {
     pub upload_slot_hold: Duration,
     /// Most requests of one peer that wait; beyond it the answer is `Busy`.
     pub upload_queue_per_peer_max: usize,
-    /// Most requests that wait, all peers together.
+    /// Most requests that wait, all peers together, but for one a peer of pieces nobody else has.
     pub upload_queue_max: usize,
+    /// Of these no more wait than are served in this time, at the pace of the last sends: what waits is not asked for
+    /// elsewhere, so queues are short.
+    pub upload_queue_time: Duration,
+    /// Requests that may wait however slow sends are.
+    pub upload_queue_min: usize,
     /// How long a lone seeder refuses a second copy of a piece while it has unspread ones to give.
     pub spread_patience: Duration,
     /// Pause before a peer that answered `Busy` is asked for the same piece again; doubles up to eight times this.
@@ -62,8 +70,10 @@ pub struct EngineConfig {
     pub have_batch_max: usize,
     /// How long a piece outside any reader's window waits for the zone's importer, a rank.
     pub zone_wait: Duration,
-    /// How long a piece in a reader's window waits for the zone's importer, a rank.
+    /// How long a piece in a reader's window waits for the zone's importer, a rank, after the zone last got on.
     pub zone_wait_window: Duration,
+    /// The same while the zone gets on: an importer may have stopped that the others do without.
+    pub zone_wait_max: Duration,
     /// How long nobody reachable may have the blob before readers get `Unavailable`.
     pub search_patience: Duration,
     /// First pause between two rounds of lookups; doubles up to eight times this.
@@ -104,26 +114,30 @@ impl Default for EngineConfig {
             channels_per_peer_max: 4096,
             buffer_bytes_max: 64 << 20,
             pipeline_pieces_start: 2,
+            pipeline_pieces_spread: 4,
             pipeline_pieces_max: 64,
             pipeline_bytes_max: 16 << 20,
             reader_window_bytes: 2 << 20,
             endgame_pieces_max: 8,
-            stall_initial: millis(2000),
-            stall_min: millis(1000),
+            stall_initial: millis(4000),
+            stall_min: millis(2000),
             stall_max: millis(5000),
             silence_max: millis(15_000),
             stalls_max: 3,
-            upload_slots: 16,
+            upload_slots: 4,
             upload_slots_per_peer: 2,
             upload_slot_hold: millis(2000),
             upload_queue_per_peer_max: 128,
             upload_queue_max: 4096,
+            upload_queue_time: millis(100),
+            upload_queue_min: 4,
             spread_patience: millis(500),
             busy_retry: millis(250),
             have_delay: millis(20),
             have_batch_max: 64,
             zone_wait: millis(1500),
             zone_wait_window: millis(600),
+            zone_wait_max: millis(5000),
             search_patience: millis(10_000),
             search_retry: millis(250),
             ask_patience: millis(5000),

@@ -27,6 +27,8 @@ pub(crate) struct Flow {
     delay_min: Option<Duration>,
     /// Last payload, or the request that ended a time without any.
     pub(crate) life: Timestamp,
+    /// Last message of any kind: whoever talks is slow, not gone.
+    pub(crate) heard: Timestamp,
     gap_mean: Option<f64>,
     gap_deviation: f64,
     /// Stalls since the last life sign.
@@ -47,6 +49,7 @@ impl Flow {
             received_bytes: 0,
             delay_min: None,
             life: now,
+            heard: now,
             gap_mean: None,
             gap_deviation: 0.0,
             stalls: 0,
@@ -94,6 +97,11 @@ impl Flow {
         if let Some(waited) = waited {
             self.delay_min = Some(self.delay_min.map_or(waited, |least| least.min(waited)));
         }
+    }
+
+    /// The peer's queue is full: it takes no more than what it has taken.
+    pub(crate) fn refused(&mut self) {
+        self.window = self.in_flight.saturating_sub(1).clamp(1, self.window.max(1));
     }
 
     /// The peer lives.

@@ -145,6 +145,10 @@ pub enum Message {
         /// Others to ask.
         #[n(2)]
         peers: Vec<PeerHint>,
+        /// The sender's queue is full, and will have room in so many milliseconds: until then it is not to be asked
+        /// for anything. Zero: only this piece is refused.
+        #[n(3)]
+        again_millis: u32,
     },
     /// Introductions.
     #[n(8)]

@@ -1,6 +1,7 @@
 //! Whom to serve next.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
 
@@ -11,6 +12,12 @@ use crate::message::Channel;
 const NEARLY_DONE_BONUS_BYTES: u64 = 4 << 20;
 /// One grant in this many goes by need alone, whatever the zone, so that other zones are never starved.
 const FOREIGN_TURN: u32 = 4;
+/// Weight of a new sample in the mean time of a send: 1/8, as TCP's smoothed round trip (RFC 6298).
+const GAIN: f64 = 0.125;
+/// A send that takes so many times the mean hangs.
+const HANGS_FACTOR: u32 = 4;
+/// No send hangs before this.
+const SLOT_HOLD_MIN: Duration = Duration::from_millis(50);
 /// Sends that hang may hold at most this many times the slots.
 const HUNG_FACTOR: usize = 4;
 
@@ -22,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) to: Channel,
     pub(crate) bytes: u32,
     pub(crate) nearly_done: bool,
+    /// Nobody else is known to have it.
+    pub(crate) first_copy: bool,
 }
 
 #[derive(Debug, Default)]
@@ -38,11 +47,16 @@ pub(crate) struct Uploads {
     queues: BTreeMap<PeerId, Queue>,
     waiting: usize,
     turn: u32,
+    /// Mean time of a send, smoothed; `None` before the first ended.
+    send_mean: Option<f64>,
+    /// Peers that were refused and have not come again: they share the room there will be.
+    turned_away: BTreeSet<PeerId>,
 }
 
 impl Uploads {
     /// Queues a job; `false` when there is no room. A piece that waits already is not queued twice.
     pub(crate) fn push(&mut self, config: &EngineConfig, peer: PeerId, same_zone: bool, job: Job) -> bool {
+        let room = self.queue_max(config);
         // A newcomer starts level with whoever was served least: no debt to it, none of its own.
         let level = self.queues.values().map(|queue| queue.served_bytes).min().unwrap_or(0);
         let queue = self.queues.entry(peer).or_insert_with(|| Queue {
@@ -54,10 +68,13 @@ impl Uploads {
         if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.digest, job.piece)) {
             return true;
         }
-        if queue.waiting.len() >= config.upload_queue_per_peer_max || self.waiting >= config.upload_queue_max
-        {
+        // A first copy is nowhere else to be had: whoever asks for one may always wait for one.
+        let room = self.waiting < room || job.first_copy && queue.waiting.is_empty();
+        if queue.waiting.len() >= config.upload_queue_per_peer_max || !room {
+            self.turned_away.insert(peer);
             return false;
         }
+        self.turned_away.remove(&peer);
         queue.waiting.push_back(job);
         self.waiting = self.waiting.saturating_add(1);
         true
@@ -95,10 +112,28 @@ impl Uploads {
         Some((peer, job))
     }
 
-    /// A send ended. Returns the piece's length when it was one of ours.
-    pub(crate) fn sent(&mut self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> Option<u32> {
-        let (_, bytes) = self.queues.get_mut(peer)?.active.remove(&(digest, piece))?;
-        Some(bytes)
+    /// A send ended; `whole` says that the piece was sent. Returns whether it was one of ours.
+    pub(crate) fn sent(
+        &mut self,
+        now: Timestamp,
+        peer: &PeerId,
+        digest: Digest,
+        piece: PieceIndex,
+        whole: bool,
+    ) -> bool {
+        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove(&(digest, piece)));
+        let Some((since, _)) = active else { return false };
+        if whole {
+            let secs = now.saturating_since(since).as_secs_f64();
+            let mean = self.send_mean.unwrap_or(secs);
+            self.send_mean = Some(mean + (secs - mean) * GAIN);
+        }
+        true
+    }
+
+    /// How long a piece takes to be sent; zero while nothing is known.
+    pub(crate) fn send_mean(&self) -> Duration {
+        self.send_mean.and_then(|secs| Duration::try_from_secs_f64(secs).ok()).unwrap_or_default()
     }
 
     /// Takes a piece back. `true` when it is being sent already, so that the driver has to be told.
@@ -120,9 +155,31 @@ impl Uploads {
 
     /// Forgets a peer that is gone.
     pub(crate) fn remove(&mut self, peer: &PeerId) {
+        self.turned_away.remove(peer);
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
         }
+    }
+
+    /// Requests that may wait: as many as are served in a short time, for what waits here is not asked for elsewhere.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+    fn queue_max(&self, config: &EngineConfig) -> usize {
+        let slots = f64::from(u32::try_from(config.upload_slots).unwrap_or(u32::MAX));
+        let served = config.upload_queue_time.as_secs_f64() * slots / self.send_mean.unwrap_or(f64::MAX);
+        (served as usize).clamp(config.upload_queue_min.min(config.upload_queue_max), config.upload_queue_max)
+    }
+
+    /// When a full queue has room for one more of those that were turned away, each of which gets its turn.
+    pub(crate) fn room_after(&self, config: &EngineConfig) -> Duration {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let sends = count(self.turned_away.len());
+        self.send_mean().saturating_mul(sends).checked_div(count(config.upload_slots)).unwrap_or_default()
+    }
+
+    /// How long a send counts as one that gets on.
+    pub(crate) fn slot_hold(&self, config: &EngineConfig) -> Duration {
+        let hangs = self.send_mean().saturating_mul(HANGS_FACTOR).max(SLOT_HOLD_MIN);
+        if self.send_mean.is_some() { hangs.min(config.upload_slot_hold) } else { config.upload_slot_hold }
     }
 
     pub(crate) fn has_waiting(&self) -> bool {
@@ -132,8 +189,8 @@ impl Uploads {
     /// Sends that hang (their receiver stopped reading) stop counting, so that they cannot keep others out.
     fn has_slot(&self, config: &EngineConfig, now: Timestamp) -> bool {
         let active = || self.queues.values().flat_map(|queue| queue.active.values());
-        let fresh =
-            active().filter(|(since, _)| now.saturating_since(*since) < config.upload_slot_hold).count();
+        let hold = self.slot_hold(config);
+        let fresh = active().filter(|(since, _)| now.saturating_since(*since) < hold).count();
         fresh < config.upload_slots && active().count() < config.upload_slots.saturating_mul(HUNG_FACTOR)
     }
 }
@@ -142,7 +199,6 @@ impl Uploads {
 mod tests {
     use super::*;
     use shoal_types::PieceLayout;
-    use std::time::Duration;
 
     fn peer(n: u8) -> PeerId {
         PeerId::from_public_key([n; 32])
@@ -156,13 +212,18 @@ mod tests {
             to: 0,
             bytes: 1000,
             nearly_done: false,
+            first_copy: false,
         }
     }
 
     #[test]
     fn shares_are_equal_and_queues_bounded() {
-        let config =
-            EngineConfig { upload_slots: 1, upload_queue_per_peer_max: 30, ..EngineConfig::default() };
+        let config = EngineConfig {
+            upload_slots: 1,
+            upload_queue_per_peer_max: 30,
+            upload_queue_min: 1000,
+            ..EngineConfig::default()
+        };
         let mut uploads = Uploads::default();
         for n in 0..3 {
             for number in 0..30 {
@@ -175,7 +236,7 @@ mod tests {
         for _ in 0..30 {
             let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
             assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_none(), "one slot");
-            uploads.sent(&to, job.digest, job.piece).unwrap();
+            assert!(uploads.sent(Timestamp::ZERO, &to, job.digest, job.piece, true));
             *served.entry(to).or_insert(0) += 1;
         }
         assert_eq!(served.values().copied().collect::<Vec<_>>(), [10, 10, 10]);
@@ -183,7 +244,7 @@ mod tests {
 
     #[test]
     fn own_zone_comes_first_and_others_are_not_starved() {
-        let config = EngineConfig { upload_slots: 1, ..EngineConfig::default() };
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         for number in 0..40 {
             uploads.push(&config, peer(1), true, job(number));
@@ -192,10 +253,32 @@ mod tests {
         let mut foreign = 0;
         for _ in 0..40 {
             let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
-            uploads.sent(&to, job.digest, job.piece).unwrap();
+            assert!(uploads.sent(Timestamp::ZERO, &to, job.digest, job.piece, true));
             foreign += usize::from(to == peer(2));
         }
         assert_eq!(foreign, 10);
+    }
+
+    #[test]
+    fn no_more_waits_than_is_served_soon_but_for_first_copies() {
+        let config = EngineConfig { upload_slots: 2, upload_queue_min: 3, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        for number in 0..3 {
+            assert!(uploads.push(&config, peer(1), true, job(number)));
+        }
+        assert!(!uploads.push(&config, peer(2), true, job(9)), "nothing is known of the pace: the least");
+        assert!(uploads.push(&config, peer(2), true, Job { first_copy: true, ..job(9) }));
+        assert!(!uploads.push(&config, peer(2), true, Job { first_copy: true, ..job(10) }), "one a peer");
+        // A send took 10 ms: in 100 ms two slots serve twenty.
+        let (to, sent) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
+        let later = Timestamp::ZERO + Duration::from_millis(10);
+        assert!(uploads.sent(later, &to, sent.digest, sent.piece, true));
+        for number in 20..37 {
+            assert!(uploads.push(&config, peer(3), true, job(number)), "{number}");
+        }
+        assert!(!uploads.push(&config, peer(4), true, job(50)));
+        assert!(!uploads.push(&config, peer(5), true, job(50)));
+        assert_eq!(uploads.room_after(&config), Duration::from_millis(15), "three were turned away");
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl Engine {
             }
             return;
         }
-        if silence >= self.config.silence_max {
+        let gone = self.now.saturating_since(flow.life.max(flow.heard)) >= self.config.silence_max;
+        if silence >= self.config.silence_max && gone {
             return self.drop_peer(peer, DropReason::Stalled, None);
         }
         let due = flow.life + stall_after(&self.config, flow, self.links.get(&known.zone));
@@ -187,7 +188,7 @@ impl Engine {
             flow.stalled = true;
             flow.stalls = flow.stalls.saturating_add(1);
         }
-        if flow.stalls >= self.config.stalls_max {
+        if flow.stalls >= self.config.stalls_max && gone {
             return self.drop_peer(peer, DropReason::Stalled, None);
         }
         let digests: Vec<_> = known.channels.values().copied().collect();

@@ -12,8 +12,8 @@ use super::picking::Picked;
 use crate::flow::Flow;
 use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
 use crate::message::{Channel, Message, PeerHint};
-use crate::swarm::Pending;
 use crate::swarm::member::{Outstanding, Refusal};
+use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
 
 /// How often pieces held back for somebody else are looked at again.
@@ -22,6 +22,8 @@ const HELD_BACK_TICK: Duration = Duration::from_millis(50);
 const REFUSALS_MAX: usize = 1024;
 /// A refusal's pause grows up to this many times `busy_retry`.
 const REFUSAL_FACTOR_MAX: u32 = 8;
+/// A peer with a full queue is asked again after this at the latest.
+const FULL_MAX: Duration = Duration::from_secs(2);
 /// Failures in a row after which a backend counts as down.
 const BACKEND_FAILURES_MAX: u32 = 3;
 /// Pause after a backend's failure.
@@ -41,7 +43,9 @@ impl Engine {
             .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
             .collect();
         self.random.shuffle(&mut order);
-        order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder));
+        // A lone seeder first: what it has is the rarest.
+        let lone = order.iter().filter(|(_, seeder, _)| *seeder).count() == 1;
+        order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder != lone));
         while !order.is_empty() {
             order.retain(|(_, _, peer)| self.request_one(digest, *peer));
         }
@@ -73,6 +77,7 @@ impl Engine {
         if known.dropped
             || member.interesting == 0
             || !member.is_joined()
+            || member.full_until > self.now
             || !known.flow.has_room(&self.config, piece_bytes)
             || !member.same_zone && !self.link_has_room(&known.zone, piece_bytes)
         {
@@ -80,6 +85,10 @@ impl Engine {
         }
         if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
             self.hungry.insert(digest);
+            return false;
+        }
+        let lone_seeder = member.is_complete() && swarm.seeders() == 1;
+        if member.same_zone && !lone_seeder && swarm.in_flight() >= self.in_flight_max(swarm) {
             return false;
         }
         let same_zone = member.same_zone;
@@ -131,6 +140,13 @@ impl Engine {
         self.out.push(Effect::Expect { peer, channel: member.our_channel, digest, piece, bytes });
         self.out.send(peer, Message::Request { to, piece: number });
         self.arm_stall(peer);
+    }
+
+    /// Requests that a swarm may have in flight inside the zone, those at a lone seeder aside.
+    fn in_flight_max(&self, swarm: &Swarm) -> u32 {
+        let windows =
+            swarm.members.keys().filter_map(|peer| self.peers.get(peer)).map(|known| known.flow.window);
+        windows.max().unwrap_or(0).saturating_add(self.config.pipeline_pieces_spread)
     }
 
     fn link_has_room(&self, zone: &Zone, bytes: u32) -> bool {
@@ -245,25 +261,41 @@ impl Engine {
         self.fill_swarm(digest);
     }
 
-    pub(super) fn refused(&mut self, digest: Digest, peer: PeerId, number: u32, peers: Vec<PeerHint>) {
+    pub(super) fn refused(
+        &mut self,
+        digest: Digest,
+        peer: PeerId,
+        number: u32,
+        peers: Vec<PeerHint>,
+        again_millis: u32,
+    ) {
         let (now, retry) = (self.now, self.config.busy_retry);
+        let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(self.random.jitter());
         let Some(member) = self.member_mut(digest, &peer) else { return };
         let Some(outstanding) = member.outstanding.remove(&number) else { return };
         let channel = member.our_channel;
         let pause = member.refused.get(&number).map_or(retry, |before| {
             before.pause.saturating_mul(2).min(retry.saturating_mul(REFUSAL_FACTOR_MAX))
         });
+        let full = !again.is_zero();
+        if full {
+            member.full_until = now + again;
+        }
         if member.refused.len() >= REFUSALS_MAX {
             member.refused.retain(|_, refusal| refusal.until > now);
         }
-        if member.refused.len() < REFUSALS_MAX {
+        if !full && member.refused.len() < REFUSALS_MAX {
             member.refused.insert(number, Refusal { until: now + pause, pause });
         }
         if let Some(known) = self.peers.get_mut(&peer) {
             known.flow.revive(now);
+            if full {
+                known.flow.refused();
+            }
         }
         self.request_ended(digest, peer, channel, number, &outstanding);
-        self.timers.set_earlier(Timer::Fill(digest), now + pause);
+        let next = if full { again } else { pause };
+        self.timers.set_earlier(Timer::Fill(digest), now + next.max(TICK_MIN));
         self.peers_found(digest, None, peers);
         self.fill_member(digest, peer);
     }

@@ -22,6 +22,7 @@ impl Engine {
             return self.drop_peer(peer, DropReason::Protocol, None);
         }
         known.messages.take(1);
+        known.flow.heard = self.now;
         let to = match &message {
             Message::Join { channel, digest, wants_metainfo, probe } => {
                 return self.join(peer, *channel, *digest, *wants_metainfo, *probe);
@@ -61,7 +62,9 @@ impl Engine {
             Message::Have { runs, .. } => self.have(digest, peer, &runs),
             Message::Request { piece, .. } => self.requested(digest, peer, piece),
             Message::Cancel { piece, .. } => self.cancelled(digest, peer, piece),
-            Message::Busy { piece, peers, .. } => self.refused(digest, peer, piece, peers),
+            Message::Busy { piece, peers, again_millis, .. } => {
+                self.refused(digest, peer, piece, peers, again_millis);
+            }
             Message::Peers { peers, .. } => self.peers_found(digest, None, peers),
             Message::Leave { .. } => {
                 self.remove_member(digest, peer, Standing::Gone);

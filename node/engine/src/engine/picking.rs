@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, Role};
+use shoal_types::{Digest, PeerId, Role, Timestamp};
 
 use super::Engine;
 use crate::swarm::member::Member;
@@ -42,10 +42,11 @@ impl Engine {
             held_back |= !good;
             good
         };
-        let window = self.config.zone_wait_window;
         for reader in swarm.readers.values() {
             let mut ahead = reader.window(&blob.layout, self.config.reader_window_bytes);
-            if let Some(number) = ahead.find(|number| allowed(*number, window, reader.advanced)) {
+            // While the zone gets on, what a reader waits for is on its way too; but not for ever.
+            let (wait, since) = self.zone_patience(blob, reader.advanced);
+            if let Some(number) = ahead.find(|number| allowed(*number, wait, since)) {
                 return Picked::Piece(number);
             }
         }
@@ -103,16 +104,19 @@ impl Engine {
         })
     }
 
+    /// How long a piece that a reader waits for since `advanced` is left to the zone's importer, a rank, and from when
+    /// on: shortly when the zone stands still, longer while it gets on.
+    fn zone_patience(&self, blob: &Blob, advanced: Timestamp) -> (Duration, Timestamp) {
+        if self.now >= advanced + self.config.zone_wait_max {
+            (self.config.zone_wait_max, advanced)
+        } else {
+            (self.config.zone_wait_window, advanced.max(blob.zone_progress))
+        }
+    }
+
     /// Whether this process may fetch a piece from another zone: it is the zone's importer, or whoever is has had
     /// its time. Those further down the ranking wait longer, so that a slow importer is not doubled by everybody.
-    fn may_import(
-        &self,
-        swarm: &Swarm,
-        blob: &Blob,
-        number: u32,
-        wait: Duration,
-        since: shoal_types::Timestamp,
-    ) -> bool {
+    fn may_import(&self, swarm: &Swarm, blob: &Blob, number: u32, wait: Duration, since: Timestamp) -> bool {
         if blob.zone_leechers == 0 && !blob.zone_source {
             return true;
         }

@@ -1,19 +1,27 @@
 //! Sending pieces to peers.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use shoal_types::{Digest, PeerId, PieceIndex};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event};
 use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
+use crate::swarm::Given;
 use crate::timers::Timer;
 use crate::uploads::Job;
 
 /// A peer that lacks at most one piece in this many is about to become a seeder.
 const NEARLY_DONE_PART: u32 = 10;
-/// Refusals for the sake of spreading remembered a peer; the oldest pieces are forgotten beyond it.
-const SPREAD_REFUSALS_MAX: usize = 256;
-/// Times the patience for a first copy that is still on its way.
-const UNDER_WAY_FACTOR: u32 = 4;
+/// Times that a first copy's receiver may take to pass it on to all others, one after the other.
+const PASSING_ON_FACTOR: u32 = 2;
+/// A second copy is never refused for longer.
+const SPREAD_PATIENCE_MAX: Duration = Duration::from_secs(20);
+/// Shortest time after which somebody is told to ask again, in milliseconds.
+const AGAIN_MILLIS_MIN: u32 = 2;
+/// Longest time after which somebody is told to ask again, in milliseconds.
+const AGAIN_MILLIS_MAX: u32 = 1000;
 /// Haves told at once at the start of a swarm, so that it does not wait for a batch.
 const EAGER_PIECES: u32 = 4;
 
@@ -31,58 +39,59 @@ impl Engine {
         let count = blob.layout.piece_count();
         let missing = member.pieces.as_ref().map_or(count, |pieces| count.saturating_sub(pieces.count()));
         let nearly_done = missing <= count.checked_div(NEARLY_DONE_PART).unwrap_or(0).max(1);
-        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), nearly_done };
+        let first_copy = blob.complete && !blob.given.contains_key(&number);
+        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), nearly_done, first_copy };
         let same_zone = member.same_zone;
         if !blob.have.contains(piece) {
-            return self.out.send(peer, Message::Busy { to, piece: number, peers: Vec::new() });
+            return self
+                .out
+                .send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis: 0 });
         }
         if let Some(hint) = self.first_receiver(digest, peer, number) {
-            return self.out.send(peer, Message::Busy { to, piece: number, peers: vec![hint] });
+            return self
+                .out
+                .send(peer, Message::Busy { to, piece: number, peers: vec![hint], again_millis: 0 });
         }
         if self.uploads.push(&self.config, peer, same_zone, job) {
             // From here the piece counts as given, so that a second peer asking in the same moment is sent there.
             if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
-                blob.given.entry(number).or_insert(peer);
+                blob.given.entry(number).or_insert(Given { to: peer, sent: None });
             }
             self.serve();
         } else {
-            let peers = self.hints_for(digest, peer);
-            self.out.send(peer, Message::Busy { to, piece: number, peers });
+            let again = self
+                .uploads
+                .room_after(&self.config)
+                .as_millis()
+                .clamp(AGAIN_MILLIS_MIN.into(), AGAIN_MILLIS_MAX.into());
+            let again_millis = u32::try_from(again).unwrap_or(AGAIN_MILLIS_MAX);
+            self.out.send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis });
         }
     }
 
     /// When this process is the only seeder and still has pieces to give that nobody else holds, a second copy of
-    /// one can wait: whoever got the first will pass it on. Returns whom to ask instead, for a short while.
-    fn first_receiver(&mut self, digest: Digest, asker: PeerId, number: u32) -> Option<PeerHint> {
-        let now = self.now;
-        let swarm = self.swarms.get_mut(&digest)?;
+    /// one can wait: whoever got the first will pass it on. Returns whom to ask instead.
+    fn first_receiver(&self, digest: Digest, asker: PeerId, number: u32) -> Option<PeerHint> {
+        let swarm = self.swarms.get(&digest)?;
         let blob = swarm.blob.as_ref()?;
-        let piece = blob.layout.piece(number)?;
-        let receiver = *blob.given.get(&number)?;
+        let given = blob.given.get(&number)?;
         let spread = blob.given.len() >= blob.layout.piece_count() as usize;
         let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
-        let reachable = swarm.members.get(&receiver).is_some_and(|member| member.is_leecher());
-        if receiver == asker || spread || !alone || !reachable {
+        let reachable = swarm.members.get(&given.to).is_some_and(|member| member.is_leecher());
+        if given.to == asker || spread || !alone || !reachable {
             return None;
         }
-        let arrived = swarm
-            .members
-            .get(&receiver)
-            .and_then(|member| member.pieces.as_ref())
-            .is_some_and(|pieces| pieces.contains(piece));
-        let factor = if arrived { 1 } else { UNDER_WAY_FACTOR };
-        let refusals = &mut swarm.members.get_mut(&asker)?.spread_refusals;
-        let since = *refusals.entry(number).or_insert(now);
-        if refusals.len() > SPREAD_REFUSALS_MAX {
-            refusals.pop_first();
-        }
-        if now.saturating_since(since) >= self.config.spread_patience.saturating_mul(factor) {
+        // Whoever has it passes it on to one after the other. Until it is sent there is nothing to be impatient about.
+        let members = u32::try_from(swarm.members.len()).unwrap_or(u32::MAX);
+        let passing_on = self.uploads.send_mean().saturating_mul(members).saturating_mul(PASSING_ON_FACTOR);
+        let patience = self.config.spread_patience.max(passing_on).min(SPREAD_PATIENCE_MAX);
+        if given.sent.is_some_and(|sent| self.now.saturating_since(sent) >= patience) {
             return None;
         }
         // Introduced or not, the asker must not count on this process: without an address it still has its others.
-        self.hint_of(&receiver, false).or_else(|| {
-            let zone = self.peers.get(&receiver)?.zone.clone();
-            Some(PeerHint { peer: receiver, zone, endpoints: Vec::new(), complete: false })
+        self.hint_of(&given.to, false).or_else(|| {
+            let zone = self.peers.get(&given.to)?.zone.clone();
+            Some(PeerHint { peer: given.to, zone, endpoints: Vec::new(), complete: false })
         })
     }
 
@@ -94,20 +103,27 @@ impl Engine {
         };
         if self.uploads.cancel(&peer, digest, piece) {
             self.out.push(Effect::CancelSend { peer, digest, piece });
-        } else if blob.given.get(&number) == Some(&peer) && !holds(swarm.members.get(&peer), piece) {
+        } else if blob.given.get(&number).is_some_and(|given| given.to == peer)
+            && !holds(swarm.members.get(&peer), piece)
+        {
             blob.given.remove(&number);
         }
     }
 
     pub(super) fn piece_sent(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex, bytes: u32) {
-        if self.uploads.sent(&peer, digest, piece).is_some() {
+        if self.uploads.sent(self.now, &peer, digest, piece, bytes > 0) {
+            let blob = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut());
+            let given = blob.map(|blob| &mut blob.given);
+            let first = |given: &BTreeMap<u32, Given>| given.get(&piece.get()).is_some_and(|g| g.to == peer);
+            if let Some(given) = given.filter(|given| first(given)) {
+                if bytes == 0 {
+                    given.remove(&piece.get());
+                } else if let Some(given) = given.get_mut(&piece.get()) {
+                    given.sent = Some(self.now);
+                }
+            }
             if bytes > 0 {
                 self.out.report(Event::PieceServed { digest, piece, bytes, to: peer });
-            } else if let Some(swarm) = self.swarms.get_mut(&digest)
-                && let Some(blob) = &mut swarm.blob
-                && blob.given.get(&piece.get()) == Some(&peer)
-            {
-                blob.given.remove(&piece.get());
             }
         }
         self.serve();
@@ -123,7 +139,7 @@ impl Engine {
             let allowed = |same_zone: bool| same_zone || link.is_none();
             let Some((peer, job)) = self.uploads.next(&self.config, self.now, allowed) else {
                 // A slot or the link will be free again; a hung send frees its slot by time.
-                let at = link.unwrap_or(self.now + self.config.upload_slot_hold);
+                let at = link.unwrap_or(self.now + self.uploads.slot_hold(&self.config));
                 return self
                     .timers
                     .set_earlier(Timer::Uploads, at.max(self.now + super::connections::TICK_MIN));

@@ -269,7 +269,7 @@ impl World {
                 // The engine will say `Unexpect` for what it takes back.
                 self.requested.entry(peer(n)).or_default();
                 let peers = vec![hint((n + 1) % PEERS)];
-                self.say(n, Message::Busy { to: self.to(n), piece: number, peers });
+                self.say(n, Message::Busy { to: self.to(n), piece: number, peers, again_millis: 0 });
             }
             Op::Absent(n, why) => {
                 let why = [Absence::NotHere, Absence::Unknown, Absence::BackendDown, Absence::Full]
@@ -398,7 +398,7 @@ impl World {
             2 => Message::Have { to, runs: vec![(u32::MAX, 2)] },
             3 => Message::Bitfield { to, pieces: vec![0xff].into() },
             4 => Message::Cancel { to, piece: 1 },
-            5 => Message::Busy { to, piece: 2, peers },
+            5 => Message::Busy { to, piece: 2, peers, again_millis: 0 },
             6 => Message::Peers { to, peers: (0..PEERS).map(hint).collect() },
             7 => Message::Metainfo { to, metainfo: Box::new(VouchedMetainfo::clone(&vouched(2))) },
             _ => Message::Leave { to },

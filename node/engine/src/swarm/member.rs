@@ -47,8 +47,8 @@ pub(crate) struct Member {
     pub(crate) outstanding: BTreeMap<u32, Outstanding>,
     /// Pieces it refused and until when not to ask again.
     pub(crate) refused: BTreeMap<u32, Refusal>,
-    /// Pieces we refused it for the sake of spreading, and since when.
-    pub(crate) spread_refusals: BTreeMap<u32, Timestamp>,
+    /// Its queue is full: it is asked for nothing before this.
+    pub(crate) full_until: Timestamp,
     pub(crate) same_zone: bool,
 }
 
@@ -69,7 +69,7 @@ impl Member {
             interesting: 0,
             outstanding: BTreeMap::new(),
             refused: BTreeMap::new(),
-            spread_refusals: BTreeMap::new(),
+            full_until: Timestamp::ZERO,
             same_zone,
         }
     }

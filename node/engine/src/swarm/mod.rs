@@ -30,6 +30,14 @@ pub(crate) enum Pending {
     Backend { since: Timestamp },
 }
 
+/// The first copy of a piece that a lone seeder gave away.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) to: PeerId,
+    /// When its last byte was sent; `None` while it waits or is on its way.
+    pub(crate) sent: Option<Timestamp>,
+}
+
 /// A blob whose metainfo is known.
 #[derive(Debug)]
 pub(crate) struct Blob {
@@ -43,7 +51,7 @@ pub(crate) struct Blob {
     pub(crate) picker: Picker,
     pub(crate) pending: BTreeMap<u32, Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
-    pub(crate) given: BTreeMap<u32, PeerId>,
+    pub(crate) given: BTreeMap<u32, Given>,
     pub(crate) zone_ranks: ZoneRanks,
     /// When the zone last got on by itself.
     pub(crate) zone_progress: Timestamp,
@@ -142,6 +150,19 @@ impl Swarm {
 
     pub(crate) fn is_complete(&self) -> bool {
         self.blob.as_ref().is_some_and(|blob| blob.complete)
+    }
+
+    /// Members that have the whole blob.
+    pub(crate) fn seeders(&self) -> usize {
+        self.members.values().filter(|member| member.is_complete()).count()
+    }
+
+    /// Requests in flight inside the zone, those at a lone seeder aside; a link between zones has a window of its own.
+    pub(crate) fn in_flight(&self) -> u32 {
+        let lone = self.seeders() == 1;
+        let counted = self.members.values().filter(|m| m.same_zone && !(lone && m.is_complete()));
+        let count: usize = counted.map(|member| member.outstanding.len()).sum();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// Whether readers wait for anything at all.
