@@ -5,7 +5,7 @@ use std::time::Duration;
 use shoal_engine::io::{ReaderId, ReaderWant};
 use shoal_types::{Digest, Zone};
 
-use crate::fleet::{Fleet, FleetConfig, NodeId, NodeSpec};
+use crate::fleet::{Cut, Fleet, FleetConfig, NodeId, NodeSpec};
 use crate::network::NetworkConfig;
 use crate::truth::Truth;
 
@@ -23,6 +23,8 @@ pub struct ChaosOutcome {
     pub took: Duration,
     /// Nodes that should have the blob and have not.
     pub incomplete: Vec<NodeId>,
+    /// What must never happen and did.
+    pub violation: Option<String>,
 }
 
 struct Run {
@@ -47,12 +49,19 @@ pub fn run(seed: u64) -> ChaosOutcome {
     run.fleet.run_readers(LIMIT);
     let digest = run.digest;
     let incomplete = run.good.iter().copied().filter(|node| !run.fleet.is_complete(*node, &digest)).collect();
-    ChaosOutcome { trace_hash: run.fleet.trace_hash(), took: run.fleet.now().since_start(), incomplete }
+    let violation = run.fleet.violation().map(str::to_owned);
+    ChaosOutcome {
+        trace_hash: run.fleet.trace_hash(),
+        took: run.fleet.now().since_start(),
+        incomplete,
+        violation,
+    }
 }
 
 fn build(seed: u64) -> Run {
     let network = NetworkConfig { zone_rate_bytes_per_sec: Some(4_000_000), ..NetworkConfig::default() };
-    let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, seed);
+    let connect_timeout = Duration::from_millis(500);
+    let mut fleet = Fleet::new(FleetConfig { network, connect_timeout, ..FleetConfig::default() }, seed);
     let size = 1 + fleet.draw(24 << 20);
     let truth = Truth::new(seed, size);
     let zones: Vec<Zone> = if fleet.draw(2) == 0 {
@@ -70,8 +79,7 @@ fn build(seed: u64) -> Run {
         let zone = zone(&mut run.fleet);
         let corrupt = run.fleet.draw(6) == 0;
         let rate = 500_000 << run.fleet.draw(6);
-        let node =
-            run.fleet.add(NodeSpec { zone, corrupt, rate_bytes_per_sec: Some(rate), ..NodeSpec::default() });
+        let node = run.fleet.add(NodeSpec { zone, corrupt, ..NodeSpec::with_rate(rate) });
         if !corrupt {
             run.good.push(node);
         } else if run.fleet.draw(2) == 0 {
@@ -91,15 +99,17 @@ fn open(run: &mut Run, node: NodeId) {
 fn fault(run: &mut Run) {
     let nodes: Vec<NodeId> = std::iter::once(run.source).chain(run.good.iter().copied()).collect();
     let node = nodes[run.fleet.draw(nodes.len() as u64) as usize];
-    match run.fleet.draw(6) {
+    match run.fleet.draw(7) {
         0 if !run.fleet.is_dead(node) => run.fleet.kill(node),
         0 | 1 => revive(run, node),
         2 if run.fleet.is_running(node) => run.fleet.stop(node),
         3 => {
             let part: Vec<NodeId> = nodes.into_iter().filter(|_| run.fleet.draw(2) == 0).collect();
-            run.fleet.partition(&part);
+            let how = if run.fleet.draw(2) == 0 { Cut::Reset } else { Cut::Silent };
+            run.fleet.partition(&part, how);
         }
         4 => run.fleet.heal(),
+        5 if run.fleet.is_running(node) => run.fleet.vanish(node),
         _ => {}
     }
 }

@@ -12,6 +12,7 @@ fn check(seed: u64) -> chaos::ChaosOutcome {
         "seed {seed}; replay: {SEED_VARIABLE}={seed} cargo test -p shoal-simulations --test chaos -- --nocapture"
     );
     let outcome = chaos::run(seed);
+    assert_eq!(outcome.violation, None, "seed {seed}");
     assert!(
         outcome.incomplete.is_empty(),
         "seed {seed}: nodes {:?} are not complete after {:?}; replay: {SEED_VARIABLE}={seed} cargo test -p shoal-simulations --test chaos",
