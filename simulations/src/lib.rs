@@ -9,6 +9,8 @@ mod discovery;
 mod fleet;
 mod network;
 mod queue;
+pub mod report;
+pub mod scenario;
 mod slab;
 mod timeline;
 mod trace;

@@ -355,6 +355,26 @@ impl Fleet {
         !self.nodes[node].alive
     }
 
+    /// A node's peer id.
+    pub fn peer(&self, node: NodeId) -> PeerId {
+        self.nodes[node].peer
+    }
+
+    /// What a node is.
+    pub fn spec(&self, node: NodeId) -> &NodeSpec {
+        &self.nodes[node].spec
+    }
+
+    /// Bytes on the wire a byte of payload.
+    pub fn overhead(&self) -> f64 {
+        self.config.network.overhead
+    }
+
+    /// Whether a reader belongs to its process's present life.
+    pub fn is_live(&self, node: NodeId, reader: ReaderId) -> bool {
+        self.nodes[node].readers.get(reader.0 as usize).is_some_and(|opened| opened.live)
+    }
+
     /// Virtual time.
     pub fn now(&self) -> Timestamp {
         self.time()
