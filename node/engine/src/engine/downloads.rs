@@ -444,10 +444,12 @@ impl Engine {
         let now = self.now;
         loop {
             let Some(swarm) = self.swarms.get(&digest) else { return };
+            if !swarm.in_backend {
+                return;
+            }
             let Some(blob) = &swarm.blob else { return };
             let running = blob.pending.values().filter(|p| matches!(p, Pending::Backend { .. })).count();
-            if !swarm.in_backend
-                || swarm.opening
+            if swarm.opening
                 || now < swarm.backend_retry
                 || running >= self.config.backend_fetches_max
                 || !swarm.wants_payload(now, self.config.linger)

@@ -102,6 +102,10 @@ impl Engine {
         {
             return;
         }
+        // Nearly every introduction comes to a swarm that has all the peers it looks for.
+        if swarm.members.len() >= self.config.peers_per_swarm_max {
+            return;
+        }
         let busy = swarm
             .search
             .candidates
@@ -110,6 +114,9 @@ impl Engine {
             .count();
         let mut room =
             self.config.peers_per_swarm_max.saturating_sub(swarm.members.len().saturating_add(busy));
+        if room == 0 {
+            return;
+        }
         let mut fresh: Vec<(PeerId, bool, bool)> = swarm
             .search
             .candidates
