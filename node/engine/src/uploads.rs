@@ -37,6 +37,8 @@ struct Queue {
 pub(crate) struct Uploads {
     queues: BTreeMap<PeerId, Queue>,
     waiting: usize,
+    /// Sends under way.
+    active: usize,
     turn: u32,
 }
 
@@ -89,6 +91,7 @@ impl Uploads {
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
         queue.active.insert((job.digest, job.piece), (now, job.bytes));
+        self.active = self.active.saturating_add(1);
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
@@ -98,6 +101,7 @@ impl Uploads {
     /// A send ended. Returns the piece's length when it was one of ours.
     pub(crate) fn sent(&mut self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> Option<u32> {
         let (_, bytes) = self.queues.get_mut(peer)?.active.remove(&(digest, piece))?;
+        self.active = self.active.saturating_sub(1);
         Some(bytes)
     }
 
@@ -122,6 +126,7 @@ impl Uploads {
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
+            self.active = self.active.saturating_sub(queue.active.len());
         }
     }
 
@@ -131,6 +136,9 @@ impl Uploads {
 
     /// Sends that hang (their receiver stopped reading) stop counting, so that they cannot keep others out.
     fn has_slot(&self, config: &EngineConfig, now: Timestamp) -> bool {
+        if self.active < config.upload_slots {
+            return true;
+        }
         let active = || self.queues.values().flat_map(|queue| queue.active.values());
         let fresh =
             active().filter(|(since, _)| now.saturating_since(*since) < config.upload_slot_hold).count();
