@@ -8,8 +8,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = args.next().ok_or("usage: simulate SCENARIO.toml [SEED]")?;
     let seed = args.next().map(|seed| seed.parse()).transpose()?;
     let scenario = Scenario::parse(&std::fs::read_to_string(file)?)?;
+    let mut simulation = Simulation::new(&scenario, seed)?;
+    // SHOAL_TRACE_HOST=N tells the story of one host.
+    if let Ok(host) = std::env::var("SHOAL_TRACE_HOST") {
+        simulation.trace(shoal_simulations::TraceFilter { host: host.parse().ok(), piece: None });
+    }
     let began = std::time::Instant::now();
-    let report = Simulation::new(&scenario, seed)?.run(|progress| {
+    let report = simulation.run(|progress| {
         eprint!(
             "\r{:.1} s virtual, {:.0} s real, {}/{} downloads, {} M events ",
             progress.now.as_secs_f64(),
@@ -20,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
     });
     eprintln!();
+    simulation.trace_lines().iter().for_each(|line| println!("{line}"));
     println!("{report}\n{:.1} s", began.elapsed().as_secs_f64());
     Ok(())
 }

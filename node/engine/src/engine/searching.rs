@@ -298,31 +298,56 @@ impl Engine {
         }
     }
 
-    /// Some members of a swarm, for introducing them: those of `zone` first, otherwise random.
+    /// Some who take part in a swarm or would like to, for introducing them: those of the asker's zone first, otherwise
+    /// random.
     pub(super) fn hints_for(&mut self, digest: Digest, peer: PeerId) -> Vec<PeerHint> {
-        let zone = self.peers.get(&peer).map(|known| known.zone.clone());
+        let zone = self.peers.get(&peer).map(|known| &known.zone);
         let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
-        let wanted = |(id, member): &(&PeerId, &Member)| **id != peer && member.is_joined() && !member.probe;
-        let mut hints: Vec<PeerHint> = swarm
-            .members
-            .iter()
-            .filter(wanted)
-            .filter_map(|(id, member)| self.hint_of(id, member.is_complete()))
-            .collect();
-        let fresh = swarm.search.candidates.values().filter(|candidate| {
-            candidate.hint.peer != peer
-                && !candidate.hint.endpoints.is_empty()
-                && !swarm.members.contains_key(&candidate.hint.peer)
-                && !matches!(
-                    candidate.standing,
-                    Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
-                )
-        });
-        hints.extend(fresh.take(HINTS_MAX).map(|candidate| candidate.hint.clone()));
-        self.random.shuffle(&mut hints);
-        hints.sort_by_key(|hint| Some(&hint.zone) != zone.as_ref());
-        hints.truncate(HINTS_SENT_MAX);
-        hints
+        let mut known: Vec<(bool, PeerId)> = Vec::new();
+        for (id, member) in &swarm.members {
+            if *id != peer && member.is_joined() && !member.probe {
+                let near = self.peers.get(id).map(|other| &other.zone) == zone;
+                known.push((!near, *id));
+            }
+        }
+        for (id, candidate) in &swarm.search.candidates {
+            let useless = matches!(
+                candidate.standing,
+                Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
+            );
+            let hint = &candidate.hint;
+            if *id != peer && !useless && !hint.endpoints.is_empty() && !swarm.members.contains_key(id) {
+                known.push((Some(&hint.zone) != zone, *id));
+            }
+        }
+        self.random.shuffle(&mut known);
+        known.sort_by_key(|(far, _)| *far);
+        let hint = |id: &PeerId| match swarm.members.get(id) {
+            Some(member) => self.hint_of(id, member.is_complete()),
+            None => swarm.search.candidates.get(id).map(|candidate| candidate.hint.clone()),
+        };
+        known.iter().filter_map(|(_, id)| hint(id)).take(HINTS_SENT_MAX).collect()
+    }
+
+    /// Keeps a peer in mind that was refused for want of room: it looks for peers as others do, so that it is the
+    /// one to name to the next who comes. Naming only those inside sends a whole crowd to the same few full peers.
+    pub(super) fn remember(&mut self, digest: Digest, peer: PeerId) {
+        let Some(hint) = self.hint_of(&peer, false) else { return };
+        let (now, most) = (self.now, self.config.candidates_per_swarm_max);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        // A search that is open waits for everybody who was not asked yet; those who ask would make it wait in vain.
+        if swarm.search.since.is_some() {
+            return;
+        }
+        if let Some(known) = swarm.search.candidates.get_mut(&peer) {
+            known.heard = now;
+            return;
+        }
+        if swarm.search.candidates.len() >= most && !evict(swarm) && !evict_oldest(swarm) {
+            return;
+        }
+        let candidate = Candidate { hint, owner: false, standing: Standing::Fresh, heard: now };
+        swarm.search.candidates.insert(peer, candidate);
     }
 
     /// Tells some members of one that has just joined: who came first would otherwise never hear of the others.
@@ -361,6 +386,18 @@ fn evict(swarm: &mut Swarm) -> bool {
                 && !swarm.members.contains_key(*peer)
                 && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
         })
+        .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
+        .map(|(peer, _)| *peer);
+    victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
+}
+
+/// Makes room for somebody who was heard of just now.
+fn evict_oldest(swarm: &mut Swarm) -> bool {
+    let victim = swarm
+        .search
+        .candidates
+        .iter()
+        .filter(|(_, candidate)| !candidate.owner && candidate.standing == Standing::Fresh)
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);
     victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
