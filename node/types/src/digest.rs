@@ -69,7 +69,8 @@ pub struct Digest {
 /// By algorithm and bytes. The first eight bytes nearly always decide; every map of blobs compares them all the time.
 impl Ord for Digest {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let head = |digest: &Self| digest.bytes.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head));
+        let head =
+            |digest: &Self| digest.bytes.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head));
         self.algorithm
             .cmp(&other.algorithm)
             .then_with(|| head(self).cmp(&head(other)))
