@@ -4,9 +4,9 @@
 //! about every blob. It carries out what the engines wish, answers from the truth, and checks on the way what must
 //! never happen. Everything follows from the seed: equal seeds give equal [`Fleet::trace_hash`]es.
 
-pub mod chaos;
 mod discovery;
 mod fleet;
+pub mod fuzz;
 mod network;
 mod queue;
 pub mod report;

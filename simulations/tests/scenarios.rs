@@ -68,6 +68,12 @@ fn mistakes_are_named_with_their_place() {
     assert!(error("by = [\"hosts\"]", "by = [\"host\"]").contains("pulls 1: there is no group \"host\""));
     assert!(error("size = \"100MiB\"", "").contains("blobs \"image\": give either size or sizes"));
     assert!(error("count = 16", "cuont = 16").contains("cuont"));
-    assert!(error("rate = \"200Mbit/s\"\norigin", "zone = \"A B\"\nrate = \"1MB/s\"\norigin").contains("not a zone"));
-    assert!(error("[[pulls]]", "[[faults]]\nkind = \"crash\"\nat = \"1s\"\n[[pulls]]").contains("faults 1: a cut needs"));
+    assert!(
+        error("rate = \"200Mbit/s\"\norigin", "zone = \"A B\"\nrate = \"1MB/s\"\norigin")
+            .contains("not a zone")
+    );
+    assert!(
+        error("[[pulls]]", "[[faults]]\nkind = \"crash\"\nat = \"1s\"\n[[pulls]]")
+            .contains("faults 1: a cut needs")
+    );
 }
