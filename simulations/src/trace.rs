@@ -77,12 +77,11 @@ fn brief(effect: &Effect) -> String {
 
 fn piece_of(effect: &Effect) -> Option<u32> {
     match effect {
-        Effect::Send { message, .. } => match message {
-            Message::Request { piece, .. } | Message::Cancel { piece, .. } | Message::Busy { piece, .. } => {
-                Some(*piece)
-            }
-            _ => None,
-        },
+        Effect::Send {
+            message:
+                Message::Request { piece, .. } | Message::Cancel { piece, .. } | Message::Busy { piece, .. },
+            ..
+        } => Some(*piece),
         Effect::Unexpect { piece, .. } => Some(*piece),
         Effect::Expect { piece, .. }
         | Effect::SendPiece { piece, .. }

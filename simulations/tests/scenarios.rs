@@ -20,9 +20,10 @@ const FILES: [(&str, &str); 13] = [
 ];
 
 fn file(name: &str) -> &'static str {
-    FILES.iter().find(|(known, _)| *known == name).unwrap().1
+    FILES.iter().find(|(known, _)| *known == name).map_or("", |(_, text)| text)
 }
 
+#[expect(clippy::unwrap_used, reason = "part of tests")]
 fn run(text: &str, seed: Option<u64>) -> Report {
     Simulation::new(&Scenario::parse(text).unwrap(), seed).unwrap().run(|_| {})
 }

@@ -4,11 +4,14 @@ use std::fmt::Write as _;
 
 use super::Report;
 
+/// One figure of a report.
+type Figure = fn(&Report) -> f64;
+
 /// A table of two reports and the change from the first to the second.
 pub fn compare(one: &Report, other: &Report) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{:<24}{:>14}{:>14}{:>10}", "", one.scenario, other.scenario, "change");
-    let rows: [(&str, fn(&Report) -> f64); 12] = [
+    let rows: [(&str, Figure); 12] = [
         ("host p50, s", |report| report.hosts_done.p50),
         ("host p90, s", |report| report.hosts_done.p90),
         ("host p99, s", |report| report.hosts_done.p99),

@@ -8,7 +8,6 @@ use super::Engine;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
 use crate::swarm::Swarm;
-use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
 use crate::timers::Timer;
 
