@@ -87,6 +87,7 @@ impl Engine {
             }
             let member = swarm.members.contains_key(&hint.peer);
             let standing = if member { Standing::Asked } else { Standing::Fresh };
+            swarm.search.foreign |= hint.zone != self.zone;
             swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
         }
         self.dial(digest);
@@ -101,8 +102,10 @@ impl Engine {
         {
             return;
         }
+        // A zone full of its own would import nothing: some peers elsewhere have a place beside all others.
+        let mut abroad = self.foreign_wanted(swarm);
         // Nearly every introduction comes to a swarm that has all the peers it looks for.
-        if swarm.members.len() >= self.config.peers_per_swarm_max {
+        if swarm.members.len() >= self.config.peers_per_swarm_max && abroad == 0 {
             return;
         }
         let busy = swarm
@@ -113,7 +116,7 @@ impl Engine {
             .count();
         let mut room =
             self.config.peers_per_swarm_max.saturating_sub(swarm.members.len().saturating_add(busy));
-        if room == 0 {
+        if room == 0 && abroad == 0 {
             return;
         }
         let mut fresh: Vec<(PeerId, bool, bool)> = swarm
@@ -129,19 +132,36 @@ impl Engine {
         // three are of the own zone: enough to share there, and some links to elsewhere.
         self.random.shuffle(&mut fresh);
         let unknown = swarm.blob.is_none();
-        let mut keyed: Vec<(bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
+        let mut keyed: Vec<(bool, bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
         for (peer, owner, same_zone) in fresh {
-            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), peer));
+            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), same_zone, peer));
         }
-        keyed.sort_by_key(|(owner, zone, _)| (*owner, *zone));
-        for (_, _, peer) in keyed {
-            if room == 0 {
+        keyed.sort_by_key(|(owner, zone, ..)| (*owner, *zone));
+        for (_, _, same_zone, peer) in keyed {
+            if room == 0 && abroad == 0 {
                 break;
             }
-            if self.reach(digest, peer) {
+            if (room > 0 || !same_zone) && self.reach(digest, peer) {
                 room = room.saturating_sub(1);
+                abroad = abroad.saturating_sub(usize::from(!same_zone));
             }
         }
+    }
+
+    /// How many more peers of other zones a swarm looks for.
+    fn foreign_wanted(&self, swarm: &Swarm) -> usize {
+        if !swarm.search.foreign || swarm.is_complete() {
+            return 0;
+        }
+        let members = swarm.members.values().filter(|member| !member.same_zone).count();
+        let dialing = || {
+            let candidates = swarm.search.candidates.values();
+            candidates
+                .filter(|other| other.standing == Standing::Dialing && other.hint.zone != self.zone)
+                .count()
+        };
+        let wanted = FOREIGN_PEERS_MIN.saturating_sub(members);
+        if wanted == 0 { 0 } else { wanted.saturating_sub(dialing()) }
     }
 
     /// Asks a connected peer or dials it; `false` when it cannot be reached.
@@ -320,7 +340,12 @@ impl Engine {
             }
         }
         self.random.shuffle(&mut known);
+        // A few of elsewhere are among them, or nobody would ever hear of other zones.
+        let far = known.iter().filter(|(far, _)| *far).count().min(HINTS_FOREIGN_MAX);
         known.sort_by_key(|(far, _)| *far);
+        if known.len() > HINTS_SENT_MAX {
+            known.rotate_right(far);
+        }
         let hint = |id: &PeerId| match swarm.members.get(id) {
             Some(member) => self.hint_of(id, member.is_complete()),
             None => swarm.search.candidates.get(id).map(|candidate| candidate.hint.clone()),
@@ -371,6 +396,10 @@ impl Engine {
 
 /// Peers named in one answer at most.
 const HINTS_SENT_MAX: usize = 16;
+/// Of these, peers of other zones than the asker's at most, while there are enough of its own.
+const HINTS_FOREIGN_MAX: usize = 4;
+/// Peers of other zones a swarm looks for even when it has all the peers it wants.
+const FOREIGN_PEERS_MIN: usize = 2;
 /// Members told of a newcomer at most.
 const INTRODUCTIONS_MAX: usize = 6;
 
