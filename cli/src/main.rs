@@ -7,6 +7,7 @@ mod flags;
 mod images;
 mod keys;
 mod show;
+mod simulate;
 mod transfer;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Command {
     Swarms(show::ShowArgs),
     /// Show where the bytes of a daemon's recent blobs came from.
     Pulls(show::ShowArgs),
+    /// Try a fleet out in virtual time: the shipping engine on a simulated network.
+    Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
     #[command(subcommand)]
     Mesh(MeshCommand),
@@ -117,6 +120,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
         Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Credential(CredentialCommand::Issue(args)) => keys::issue(&args),
         Command::Credential(CredentialCommand::Show { identity }) => keys::show(&identity),

@@ -117,7 +117,7 @@ fn a_stopped_peer_is_overcome_quickly() {
 fn a_sole_slow_peer_is_not_given_up() {
     let mut fleet = Fleet::new(FleetConfig::default(), 6);
     let truth = Truth::new(6, 2 * MIB);
-    let slow = fleet.add(NodeSpec { rate_bytes_per_sec: Some(20_000), ..origin() });
+    let slow = fleet.add(NodeSpec { origin: true, ..NodeSpec::with_rate(20_000) });
     fleet.store(slow, &truth);
     let node = fleet.add(NodeSpec::default());
     let reader = fleet.read(node, truth.metainfo.digest(), everything());

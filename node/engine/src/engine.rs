@@ -81,6 +81,8 @@ pub struct Engine {
     readers: BTreeMap<ReaderId, Digest>,
     /// What comes from each other zone, all peers together: requests in flight are sized to the link as to a peer.
     links: BTreeMap<Zone, Flow>,
+    /// `false` when certainly no peer is stalled.
+    stalls: bool,
     uploads: Uploads,
     timers: Timers,
     out: Out,
@@ -121,6 +123,7 @@ impl Engine {
             swarms: BTreeMap::new(),
             readers: BTreeMap::new(),
             links: BTreeMap::new(),
+            stalls: false,
             uploads: Uploads::default(),
             timers: Timers::default(),
             out: Out { now, effects: VecDeque::new() },

@@ -28,14 +28,21 @@ pub(crate) enum Timer {
 pub(crate) struct Timers {
     by_time: BTreeSet<(Timestamp, Timer)>,
     by_name: BTreeMap<Timer, Timestamp>,
+    /// The first of `by_time`: asked for after every input.
+    first: Option<Timestamp>,
 }
 
 impl Timers {
     /// Sets or moves a deadline.
     pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
-        self.cancel(timer);
-        self.by_name.insert(timer, at);
+        if let Some(before) = self.by_name.insert(timer, at) {
+            if before == at {
+                return;
+            }
+            self.by_time.remove(&(before, timer));
+        }
         self.by_time.insert((at, timer));
+        self.note_first();
     }
 
     /// Sets a deadline unless an earlier one stands.
@@ -48,7 +55,12 @@ impl Timers {
     pub(crate) fn cancel(&mut self, timer: Timer) {
         if let Some(at) = self.by_name.remove(&timer) {
             self.by_time.remove(&(at, timer));
+            self.note_first();
         }
+    }
+
+    fn note_first(&mut self) {
+        self.first = self.by_time.first().map(|(at, _)| *at);
     }
 
     pub(crate) fn is_set(&self, timer: Timer) -> bool {
@@ -56,7 +68,7 @@ impl Timers {
     }
 
     pub(crate) fn next(&self) -> Option<Timestamp> {
-        self.by_time.first().map(|(at, _)| *at)
+        self.first
     }
 
     /// Takes out what is due at `now`.
@@ -70,6 +82,7 @@ impl Timers {
             self.by_name.remove(&timer);
             due.push(timer);
         }
+        self.note_first();
         due
     }
 }

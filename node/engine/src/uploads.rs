@@ -46,6 +46,8 @@ struct Queue {
 pub(crate) struct Uploads {
     queues: BTreeMap<PeerId, Queue>,
     waiting: usize,
+    /// Sends under way.
+    active: usize,
     turn: u32,
     /// Mean time of a send, smoothed; `None` before the first ended.
     send_mean: Option<f64>,
@@ -106,6 +108,7 @@ impl Uploads {
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
         queue.active.insert((job.digest, job.piece), (now, job.bytes));
+        self.active = self.active.saturating_add(1);
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
@@ -123,6 +126,7 @@ impl Uploads {
     ) -> bool {
         let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove(&(digest, piece)));
         let Some((since, _)) = active else { return false };
+        self.active = self.active.saturating_sub(1);
         if whole {
             let secs = now.saturating_since(since).as_secs_f64();
             let mean = self.send_mean.unwrap_or(secs);
@@ -158,6 +162,7 @@ impl Uploads {
         self.turned_away.remove(peer);
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
+            self.active = self.active.saturating_sub(queue.active.len());
         }
     }
 
@@ -188,6 +193,9 @@ impl Uploads {
 
     /// Sends that hang (their receiver stopped reading) stop counting, so that they cannot keep others out.
     fn has_slot(&self, config: &EngineConfig, now: Timestamp) -> bool {
+        if self.active < config.upload_slots {
+            return true;
+        }
         let active = || self.queues.values().flat_map(|queue| queue.active.values());
         let hold = self.slot_hold(config);
         let fresh = active().filter(|(since, _)| now.saturating_since(*since) < hold).count();

@@ -59,11 +59,29 @@ impl Algorithm {
 }
 
 /// The digest of a blob: an algorithm and its output.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest {
     algorithm: Algorithm,
     /// Zero-padded behind `algorithm.digest_bytes()`.
     bytes: [u8; DIGEST_BYTES_MAX],
+}
+
+/// By algorithm and bytes. The first eight bytes nearly always decide; every map of blobs compares them all the time.
+impl Ord for Digest {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let head =
+            |digest: &Self| digest.bytes.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head));
+        self.algorithm
+            .cmp(&other.algorithm)
+            .then_with(|| head(self).cmp(&head(other)))
+            .then_with(|| self.bytes.cmp(&other.bytes))
+    }
+}
+
+impl PartialOrd for Digest {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// Why a text or byte string is not a digest this mesh accepts.

@@ -157,6 +157,7 @@ impl Engine {
 
     /// Looks whether a peer's silence is a stall, and moves its requests to others if it is.
     pub(super) fn check_stall(&mut self, peer: PeerId) {
+        self.stalls = self.peers.values().any(|known| known.flow.stalled);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         if known.dropped {
             return;
@@ -186,6 +187,7 @@ impl Engine {
         }
         if !flow.stalled {
             flow.stalled = true;
+            self.stalls = true;
             flow.stalls = flow.stalls.saturating_add(1);
         }
         if flow.stalls >= self.config.stalls_max && gone {

@@ -341,7 +341,8 @@ impl Engine {
         let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
         let piece_bytes = blob.layout.piece_bytes();
-        blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
+        let before = blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
+        let asked_twice = matches!(before, Some(Pending::Requested(asked)) if asked.len() > 1);
         let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
         let flow = self.peers.get_mut(&peer).map(|known| &mut known.flow);
         let link_flow = link.as_ref().and_then(|zone| self.links.get_mut(zone));
@@ -352,7 +353,9 @@ impl Engine {
         }
         self.hold(digest, number, bytes);
         self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
-        self.withdraw_others(digest, number, Some(peer));
+        if asked_twice {
+            self.withdraw_others(digest, number, Some(peer));
+        }
         self.refill(peer, channel, link.is_some());
         self.check_starved(digest);
     }
@@ -406,6 +409,8 @@ impl Engine {
             }
         }
         let bytes = blob.layout.len_of(piece);
+        // A piece that is being verified was taken back from all others when it arrived.
+        let asked = matches!(pending, Some(Pending::Requested(_)));
         let (from, since) = match pending {
             Some(Pending::Verifying { from, since }) => (Some(from), since),
             Some(Pending::Backend { since }) => (None, since),
@@ -418,7 +423,9 @@ impl Engine {
         if provide {
             self.out.push(Effect::Provide { digest });
         }
-        self.withdraw_others(digest, number, None);
+        if asked {
+            self.withdraw_others(digest, number, None);
+        }
         self.note_have(digest, number);
         self.advance_readers(digest);
         self.finish_if_whole(digest);
@@ -476,10 +483,12 @@ impl Engine {
         let now = self.now;
         loop {
             let Some(swarm) = self.swarms.get(&digest) else { return };
+            if !swarm.in_backend {
+                return;
+            }
             let Some(blob) = &swarm.blob else { return };
             let running = blob.pending.values().filter(|p| matches!(p, Pending::Backend { .. })).count();
-            if !swarm.in_backend
-                || swarm.opening
+            if swarm.opening
                 || now < swarm.backend_retry
                 || running >= self.config.backend_fetches_max
                 || !swarm.wants_payload(now, self.config.linger)

@@ -85,6 +85,9 @@ impl Engine {
             let full = known.is_none() && self.swarms.len() >= self.config.swarms_max;
             if crowded || full || !self.open_for(digest) || !self.add_member(digest, peer) {
                 let peers = self.hints_for(digest, peer);
+                if crowded {
+                    self.remember(digest, peer);
+                }
                 self.out.send(peer, Message::Absent { to: channel, why: Absence::Full, peers });
                 return;
             }

@@ -69,6 +69,9 @@ impl Engine {
     /// A piece others were asked for: of a stalled peer at any time, of a slower one only at the very end.
     fn pick_pending(&self, blob: &Blob, peer: &PeerId, member: &Member, held_back: bool) -> Picked {
         let endgame = blob.picker.wanted() == 0 && blob.pending.len() <= self.config.endgame_pieces_max;
+        if !endgame && !self.stalls {
+            return if held_back { Picked::HeldBack } else { Picked::Nothing };
+        }
         let stalled = |id: &PeerId| self.peers.get(id).is_some_and(|known| known.flow.stalled);
         for (number, pending) in &blob.pending {
             let Pending::Requested(asked) = pending else { continue };

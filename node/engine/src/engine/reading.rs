@@ -47,11 +47,19 @@ impl Engine {
         let Some(digest) = self.readers.get(&reader).copied() else { return };
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let layout = swarm.blob.as_ref().map(|blob| blob.layout);
+        let window_bytes = self.config.reader_window_bytes;
+        let mut changed = false;
         if let Some(reader) = swarm.readers.get_mut(&reader) {
+            let window = |reader: &Reader| layout.as_ref().map(|layout| reader.window(layout, window_bytes));
+            let before = window(reader);
             reader.moved(offset, layout.as_ref());
+            changed = before != window(reader);
         }
         self.advance_readers(digest);
-        self.fill_swarm(digest);
+        // A reader that keeps up with what arrives moves with every piece, and asks for nothing new by that.
+        if changed {
+            self.fill_swarm(digest);
+        }
     }
 
     pub(super) fn reader_closed(&mut self, reader: ReaderId) {

@@ -8,7 +8,6 @@ use super::Engine;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
 use crate::swarm::Swarm;
-use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
 use crate::timers::Timer;
 
@@ -88,6 +87,7 @@ impl Engine {
             }
             let member = swarm.members.contains_key(&hint.peer);
             let standing = if member { Standing::Asked } else { Standing::Fresh };
+            swarm.search.foreign |= hint.zone != self.zone;
             swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
         }
         self.dial(digest);
@@ -102,6 +102,12 @@ impl Engine {
         {
             return;
         }
+        // A zone full of its own would import nothing: some peers elsewhere have a place beside all others.
+        let mut abroad = self.foreign_wanted(swarm);
+        // Nearly every introduction comes to a swarm that has all the peers it looks for.
+        if swarm.members.len() >= self.config.peers_per_swarm_max && abroad == 0 {
+            return;
+        }
         let busy = swarm
             .search
             .candidates
@@ -110,6 +116,9 @@ impl Engine {
             .count();
         let mut room =
             self.config.peers_per_swarm_max.saturating_sub(swarm.members.len().saturating_add(busy));
+        if room == 0 && abroad == 0 {
+            return;
+        }
         let mut fresh: Vec<(PeerId, bool, bool)> = swarm
             .search
             .candidates
@@ -123,19 +132,36 @@ impl Engine {
         // three are of the own zone: enough to share there, and some links to elsewhere.
         self.random.shuffle(&mut fresh);
         let unknown = swarm.blob.is_none();
-        let mut keyed: Vec<(bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
+        let mut keyed: Vec<(bool, bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
         for (peer, owner, same_zone) in fresh {
-            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), peer));
+            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), same_zone, peer));
         }
-        keyed.sort_by_key(|(owner, zone, _)| (*owner, *zone));
-        for (_, _, peer) in keyed {
-            if room == 0 {
+        keyed.sort_by_key(|(owner, zone, ..)| (*owner, *zone));
+        for (_, _, same_zone, peer) in keyed {
+            if room == 0 && abroad == 0 {
                 break;
             }
-            if self.reach(digest, peer) {
+            if (room > 0 || !same_zone) && self.reach(digest, peer) {
                 room = room.saturating_sub(1);
+                abroad = abroad.saturating_sub(usize::from(!same_zone));
             }
         }
+    }
+
+    /// How many more peers of other zones a swarm looks for.
+    fn foreign_wanted(&self, swarm: &Swarm) -> usize {
+        if !swarm.search.foreign || swarm.is_complete() {
+            return 0;
+        }
+        let members = swarm.members.values().filter(|member| !member.same_zone).count();
+        let dialing = || {
+            let candidates = swarm.search.candidates.values();
+            candidates
+                .filter(|other| other.standing == Standing::Dialing && other.hint.zone != self.zone)
+                .count()
+        };
+        let wanted = FOREIGN_PEERS_MIN.saturating_sub(members);
+        if wanted == 0 { 0 } else { wanted.saturating_sub(dialing()) }
     }
 
     /// Asks a connected peer or dials it; `false` when it cannot be reached.
@@ -291,31 +317,61 @@ impl Engine {
         }
     }
 
-    /// Some members of a swarm, for introducing them: those of `zone` first, otherwise random.
+    /// Some who take part in a swarm or would like to, for introducing them: those of the asker's zone first, otherwise
+    /// random.
     pub(super) fn hints_for(&mut self, digest: Digest, peer: PeerId) -> Vec<PeerHint> {
-        let zone = self.peers.get(&peer).map(|known| known.zone.clone());
+        let zone = self.peers.get(&peer).map(|known| &known.zone);
         let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
-        let wanted = |(id, member): &(&PeerId, &Member)| **id != peer && member.is_joined() && !member.probe;
-        let mut hints: Vec<PeerHint> = swarm
-            .members
-            .iter()
-            .filter(wanted)
-            .filter_map(|(id, member)| self.hint_of(id, member.is_complete()))
-            .collect();
-        let fresh = swarm.search.candidates.values().filter(|candidate| {
-            candidate.hint.peer != peer
-                && !candidate.hint.endpoints.is_empty()
-                && !swarm.members.contains_key(&candidate.hint.peer)
-                && !matches!(
-                    candidate.standing,
-                    Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
-                )
-        });
-        hints.extend(fresh.take(HINTS_MAX).map(|candidate| candidate.hint.clone()));
-        self.random.shuffle(&mut hints);
-        hints.sort_by_key(|hint| Some(&hint.zone) != zone.as_ref());
-        hints.truncate(HINTS_SENT_MAX);
-        hints
+        let mut known: Vec<(bool, PeerId)> = Vec::new();
+        for (id, member) in &swarm.members {
+            if *id != peer && member.is_joined() && !member.probe {
+                let near = self.peers.get(id).map(|other| &other.zone) == zone;
+                known.push((!near, *id));
+            }
+        }
+        for (id, candidate) in &swarm.search.candidates {
+            let useless = matches!(
+                candidate.standing,
+                Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
+            );
+            let hint = &candidate.hint;
+            if *id != peer && !useless && !hint.endpoints.is_empty() && !swarm.members.contains_key(id) {
+                known.push((Some(&hint.zone) != zone, *id));
+            }
+        }
+        self.random.shuffle(&mut known);
+        // A few of elsewhere are among them, or nobody would ever hear of other zones.
+        let far = known.iter().filter(|(far, _)| *far).count().min(HINTS_FOREIGN_MAX);
+        known.sort_by_key(|(far, _)| *far);
+        if known.len() > HINTS_SENT_MAX {
+            known.rotate_right(far);
+        }
+        let hint = |id: &PeerId| match swarm.members.get(id) {
+            Some(member) => self.hint_of(id, member.is_complete()),
+            None => swarm.search.candidates.get(id).map(|candidate| candidate.hint.clone()),
+        };
+        known.iter().filter_map(|(_, id)| hint(id)).take(HINTS_SENT_MAX).collect()
+    }
+
+    /// Keeps a peer in mind that was refused for want of room: it looks for peers as others do, so that it is the
+    /// one to name to the next who comes. Naming only those inside sends a whole crowd to the same few full peers.
+    pub(super) fn remember(&mut self, digest: Digest, peer: PeerId) {
+        let Some(hint) = self.hint_of(&peer, false) else { return };
+        let (now, most) = (self.now, self.config.candidates_per_swarm_max);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        // A search that is open waits for everybody who was not asked yet; those who ask would make it wait in vain.
+        if swarm.search.since.is_some() {
+            return;
+        }
+        if let Some(known) = swarm.search.candidates.get_mut(&peer) {
+            known.heard = now;
+            return;
+        }
+        if swarm.search.candidates.len() >= most && !evict(swarm) && !evict_oldest(swarm) {
+            return;
+        }
+        let candidate = Candidate { hint, owner: false, standing: Standing::Fresh, heard: now };
+        swarm.search.candidates.insert(peer, candidate);
     }
 
     /// Tells some members of one that has just joined: who came first would otherwise never hear of the others.
@@ -340,6 +396,10 @@ impl Engine {
 
 /// Peers named in one answer at most.
 const HINTS_SENT_MAX: usize = 16;
+/// Of these, peers of other zones than the asker's at most, while there are enough of its own.
+const HINTS_FOREIGN_MAX: usize = 4;
+/// Peers of other zones a swarm looks for even when it has all the peers it wants.
+const FOREIGN_PEERS_MIN: usize = 2;
 /// Members told of a newcomer at most.
 const INTRODUCTIONS_MAX: usize = 6;
 
@@ -354,6 +414,18 @@ fn evict(swarm: &mut Swarm) -> bool {
                 && !swarm.members.contains_key(*peer)
                 && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
         })
+        .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
+        .map(|(peer, _)| *peer);
+    victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
+}
+
+/// Makes room for somebody who was heard of just now.
+fn evict_oldest(swarm: &mut Swarm) -> bool {
+    let victim = swarm
+        .search
+        .candidates
+        .iter()
+        .filter(|(_, candidate)| !candidate.owner && candidate.standing == Standing::Fresh)
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);
     victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())

@@ -51,6 +51,8 @@ pub(crate) struct Search {
     pub(crate) owners: Lookup,
     pub(crate) dht: Lookup,
     pub(crate) candidates: BTreeMap<PeerId, Candidate>,
+    /// Peers of another zone were named.
+    pub(crate) foreign: bool,
 }
 
 /// What a finished round of search means.

@@ -1,0 +1,208 @@
+//! One virtual process: an engine, a disk, an access link, readers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use shoal_engine::Engine;
+use shoal_engine::io::ReadError;
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Timestamp, VouchedMetainfo, Zone};
+
+use super::Event;
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub struct NodeSpec {
+    /// Its zone.
+    pub zone: Zone,
+    /// Whether it is an origin: a possible owner of every blob.
+    pub origin: bool,
+    /// Rate of its access link towards the network, in bytes per second on the wire; `None` is unlimited.
+    pub up_bytes_per_sec: Option<u64>,
+    /// Rate of its access link from the network, in bytes per second on the wire; `None` is unlimited.
+    pub down_bytes_per_sec: Option<u64>,
+    /// It sends rubbish.
+    pub corrupt: bool,
+    /// Its disk.
+    pub disk: DiskSpec,
+    /// Its backend's rate in bytes per second, all fetches together.
+    pub backend_bytes_per_sec: Option<u64>,
+    /// Processors that open connections.
+    pub cores: u32,
+}
+
+/// What a node's disk and processor do with a piece.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskSpec {
+    /// Time of an operation, whatever its size.
+    pub delay: Duration,
+    /// Bytes written per second; `None` is unlimited.
+    pub write_bytes_per_sec: Option<u64>,
+    /// Bytes read per second; `None` is unlimited. What was just written comes from the page cache.
+    pub read_bytes_per_sec: Option<u64>,
+    /// Bytes hashed per second when a piece is checked (BLAKE3, 7.5 GB/s a thread, measured).
+    pub verify_bytes_per_sec: Option<u64>,
+    /// Bytes hashed per second for the blob's digest (SHA-256, 1.95 GB/s a thread, measured).
+    pub digest_bytes_per_sec: Option<u64>,
+}
+
+impl Default for DiskSpec {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_micros(300),
+            write_bytes_per_sec: Some(1_000_000_000),
+            read_bytes_per_sec: Some(2_000_000_000),
+            verify_bytes_per_sec: Some(7_500_000_000),
+            digest_bytes_per_sec: Some(1_950_000_000),
+        }
+    }
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        Self {
+            zone: Zone::default(),
+            origin: false,
+            up_bytes_per_sec: Some(12_500_000),
+            down_bytes_per_sec: Some(12_500_000),
+            corrupt: false,
+            disk: DiskSpec::default(),
+            backend_bytes_per_sec: Some(200_000_000),
+            cores: 4,
+        }
+    }
+}
+
+impl NodeSpec {
+    /// The default node with another access rate, each way.
+    pub fn with_rate(bytes_per_sec: u64) -> Self {
+        Self {
+            up_bytes_per_sec: Some(bytes_per_sec),
+            down_bytes_per_sec: Some(bytes_per_sec),
+            ..Self::default()
+        }
+    }
+}
+
+/// How a reader stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReaderOutcome {
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// Its blob's metainfo is known.
+    pub started: bool,
+    /// End of what it can read.
+    pub until: u64,
+    /// When its first byte could be read.
+    pub first_byte: Option<Timestamp>,
+    /// When it had everything.
+    pub done: Option<Timestamp>,
+    /// Why it failed.
+    pub failed: Option<ReadError>,
+}
+
+impl ReaderOutcome {
+    /// Whether nothing more will come.
+    pub fn is_over(&self) -> bool {
+        self.done.is_some() || self.failed.is_some()
+    }
+}
+
+/// What a node did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Payload bytes sent to peers.
+    pub sent_bytes: u64,
+    /// Payload bytes of verified pieces.
+    pub verified_bytes: u64,
+    /// Payload bytes received and thrown away.
+    pub wasted_bytes: u64,
+    /// Pieces fetched from the backend.
+    pub backend_pieces: u64,
+    /// Messages sent.
+    pub messages: u64,
+    /// Their bytes, estimated from their contents.
+    pub control_bytes: u64,
+    /// Lookups of owners and of the DHT.
+    pub lookups: [u64; 2],
+}
+
+/// What a node's disk holds of a blob.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) metainfo: Arc<Metainfo>,
+    pub(crate) vouched: Option<Arc<VouchedMetainfo>>,
+    pub(crate) pieces: Bitfield,
+    pub(crate) complete: bool,
+    /// Pieces the running digest has seen: all before this one.
+    pub(crate) hashed: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) digest: Digest,
+    pub(crate) outcome: ReaderOutcome,
+    /// It belongs to the present life of the process.
+    pub(crate) live: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) spec: NodeSpec,
+    pub(crate) peer: PeerId,
+    pub(crate) zone: u32,
+    pub(crate) engine: Engine,
+    pub(crate) alive: bool,
+    /// When it died.
+    pub(crate) died: u64,
+    /// Stopped as by SIGSTOP: it neither reads, sends nor runs, and its connections stay open.
+    pub(crate) stopped: bool,
+    pub(crate) missed: VecDeque<Event>,
+    /// The next wake-up that is arranged.
+    pub(crate) wake: u64,
+    pub(crate) up: u32,
+    pub(crate) down: u32,
+    /// Connections by the other's number, in order.
+    pub(crate) links: Vec<(u32, u32)>,
+    pub(crate) disk: BTreeMap<u32, Held>,
+    pub(crate) disk_free: u64,
+    pub(crate) backend: std::collections::BTreeSet<u32>,
+    pub(crate) backend_down: bool,
+    pub(crate) backend_free: u64,
+    pub(crate) accept_free: u64,
+    /// Payload the engine has not decided about: its name, and whether it is right.
+    pub(crate) buffers: Vec<(u64, bool)>,
+    pub(crate) buffers_made: u64,
+    pub(crate) readers: Vec<Opened>,
+    pub(crate) tally: Tally,
+}
+
+impl Node {
+    pub(crate) fn link(&self, other: u32) -> Option<u32> {
+        let at = self.links.binary_search_by_key(&other, |(node, _)| *node).ok()?;
+        self.links.get(at).map(|(_, connection)| *connection)
+    }
+
+    pub(crate) fn add_link(&mut self, other: u32, connection: u32) {
+        if let Err(at) = self.links.binary_search_by_key(&other, |(node, _)| *node) {
+            self.links.insert(at, (other, connection));
+        }
+    }
+
+    pub(crate) fn remove_link(&mut self, other: u32) {
+        if let Ok(at) = self.links.binary_search_by_key(&other, |(node, _)| *node) {
+            self.links.remove(at);
+        }
+    }
+
+    /// When work of the disk that takes `time` and begins now ends: one operation after the other.
+    pub(crate) fn disk_work(&mut self, now: u64, time: u64) -> u64 {
+        self.disk_free = self.disk_free.max(now) + time;
+        self.disk_free
+    }
+}
+
+/// Time in nanoseconds for `bytes` at a rate.
+pub(crate) fn time_of(bytes: u64, bytes_per_sec: Option<u64>) -> u64 {
+    bytes_per_sec.map_or(0, |rate| (u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1))) as u64)
+}

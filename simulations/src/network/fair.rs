@@ -1,0 +1,227 @@
+//! Max-min fair rates.
+
+/// Rounds in which bottlenecks are found exactly; what is left then is shared out in sequential passes.
+const ROUNDS: usize = 12;
+/// Sequential passes: each later one hands out what the flows of the one before could not use.
+const PASSES: usize = 3;
+/// A share within this of another counts as equal.
+const EQUAL: f64 = 1.000_001;
+/// A flow crosses at most an access link at either end and one link between zones.
+pub(crate) const RESOURCES: usize = 3;
+
+/// A flow that wants as much as it can get.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    /// What it crosses; unused places repeat the first.
+    pub(crate) crosses: [u32; RESOURCES],
+    /// Its own limit in bytes per second (its congestion window).
+    pub(crate) limit: f64,
+    /// What it gets, in bytes per second.
+    pub(crate) rate: f64,
+}
+
+/// Shares capacities by progressive filling. Buffers live here so that nothing is allocated a round.
+#[derive(Debug, Default)]
+pub(crate) struct Filler {
+    count: Vec<u32>,
+    share: Vec<f64>,
+    low: Vec<f64>,
+    open: Vec<u32>,
+    wish: Vec<f64>,
+}
+
+impl Filler {
+    /// Sets every demand's rate; `left` begins as the capacities and ends as what nobody uses.
+    ///
+    /// In a round every resource offers each of its flows an equal share of what it has left. A resource none of whose
+    /// flows is offered less elsewhere is a bottleneck: its flows' rates are final (that is the max-min condition), and
+    /// so are those of flows that want no more than they are offered. Few rounds settle most flows; the
+    /// rest, in turn and a few times, take the least of what their resources can still offer each of their flows. That
+    /// never exceeds a capacity and leaves little unused.
+    pub(crate) fn fill(&mut self, left: &mut [f64], demands: &mut [Demand]) {
+        let resources = left.len();
+        self.count.clear();
+        self.count.resize(resources, 0);
+        self.share.resize(resources, 0.0);
+        self.low.resize(resources, 0.0);
+        self.open.clear();
+        self.open.extend(0..u32::try_from(demands.len()).unwrap_or(u32::MAX));
+        for demand in demands.iter() {
+            for place in distinct(&demand.crosses) {
+                self.count[*place as usize] += 1;
+            }
+        }
+        for _ in 0..ROUNDS {
+            if self.open.is_empty() {
+                return;
+            }
+            self.round(left, demands);
+        }
+        for at in &self.open {
+            demands[*at as usize].rate = 0.0;
+        }
+        for _ in 0..PASSES {
+            self.pass(left, demands);
+        }
+    }
+
+    fn pass(&mut self, left: &mut [f64], demands: &mut [Demand]) {
+        for at in &self.open {
+            let demand = &mut demands[*at as usize];
+            let offered =
+                |resource: &u32| left[*resource as usize] / f64::from(self.count[*resource as usize]);
+            let room = demand.limit - demand.rate;
+            let more = demand.crosses.iter().map(offered).fold(room, f64::min).max(0.0);
+            demand.rate += more;
+            settle(left, &mut self.count, demand.crosses, more);
+        }
+        for at in &self.open {
+            let crosses = demands[*at as usize].crosses;
+            for place in distinct(&crosses) {
+                self.count[*place as usize] += 1;
+            }
+        }
+    }
+
+    fn round(&mut self, left: &mut [f64], demands: &mut [Demand]) {
+        for ((share, count), left) in self.share.iter_mut().zip(&self.count).zip(left.iter()) {
+            *share = if *count > 0 { left.max(0.0) / f64::from(*count) } else { f64::INFINITY };
+        }
+        self.low.fill(f64::INFINITY);
+        self.wish.clear();
+        for at in &self.open {
+            let Demand { crosses: [a, b, c], limit, .. } = demands[*at as usize];
+            let [a, b, c] = [a as usize, b as usize, c as usize];
+            let wish = self.share[a].min(self.share[b]).min(self.share[c]).min(limit);
+            for resource in [a, b, c] {
+                self.low[resource] = self.low[resource].min(wish);
+            }
+            self.wish.push(wish);
+        }
+        let mut kept = 0;
+        for place in 0..self.open.len() {
+            let (at, wish) = (self.open[place], self.wish[place]);
+            let demand = &mut demands[at as usize];
+            let bottleneck = |resource: &u32| {
+                let resource = *resource as usize;
+                self.low[resource] * EQUAL >= self.share[resource]
+            };
+            if wish >= demand.limit || demand.crosses.iter().any(bottleneck) {
+                demand.rate = wish;
+                settle(left, &mut self.count, demand.crosses, wish);
+            } else {
+                self.open[kept] = at;
+                kept += 1;
+            }
+        }
+        self.open.truncate(kept);
+    }
+}
+
+/// What a flow crosses, once each.
+fn distinct(crosses: &[u32; RESOURCES]) -> &[u32] {
+    if crosses[2] == crosses[0] { &crosses[..2] } else { crosses }
+}
+
+fn settle(left: &mut [f64], count: &mut [u32], crosses: [u32; RESOURCES], rate: f64) {
+    for place in distinct(&crosses) {
+        let place = *place as usize;
+        left[place] = (left[place] - rate).max(0.0);
+        count[place] -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    fn demand(crosses: [u32; 3]) -> Demand {
+        Demand { crosses, limit: f64::INFINITY, rate: 0.0 }
+    }
+
+    /// Progressive filling by the book: raise all rates together, stop those whose resource is full.
+    fn exact(capacities: &[f64], demands: &[Demand]) -> Vec<f64> {
+        let mut left = capacities.to_vec();
+        let mut rates = vec![0.0; demands.len()];
+        let mut open: Vec<usize> = (0..demands.len()).collect();
+        while !open.is_empty() {
+            let users = |resource: u32| {
+                open.iter().filter(|at| distinct(&demands[**at].crosses).contains(&resource)).count() as f64
+            };
+            let step = (0..capacities.len())
+                .filter(|resource| users(*resource as u32) > 0.0)
+                .map(|resource| left[resource] / users(resource as u32))
+                .chain(open.iter().map(|at| demands[*at].limit - rates[*at]))
+                .fold(f64::INFINITY, f64::min);
+            for at in &open {
+                rates[*at] += step;
+                for resource in distinct(&demands[*at].crosses) {
+                    left[*resource as usize] -= step;
+                }
+            }
+            open.retain(|at| {
+                rates[*at] < demands[*at].limit - 1e-9
+                    && distinct(&demands[*at].crosses).iter().all(|resource| left[*resource as usize] > 1e-9)
+            });
+        }
+        rates
+    }
+
+    #[test]
+    fn a_slow_receiver_leaves_the_rest_to_the_others() {
+        // One sender of 100, receivers of 10 and 100: 10 and 90.
+        let mut left = vec![100.0, 10.0, 100.0];
+        let mut demands = [demand([0, 1, 0]), demand([0, 2, 0])];
+        Filler::default().fill(&mut left, &mut demands);
+        assert_eq!(demands.map(|demand| demand.rate), [10.0, 90.0]);
+    }
+
+    #[test]
+    fn a_limited_flow_leaves_the_rest_to_the_others() {
+        let mut left = vec![100.0, 100.0, 100.0];
+        let mut demands = [demand([0, 1, 0]), demand([0, 2, 0])];
+        demands[0].limit = 5.0;
+        Filler::default().fill(&mut left, &mut demands);
+        assert_eq!(demands.map(|demand| demand.rate), [5.0, 95.0]);
+    }
+
+    #[test]
+    fn random_networks_are_shared_as_by_the_book() {
+        let mut random = rand_pcg::Pcg64::seed_from_u64(5);
+        let mut draw = |bound: u64| random.next_u64() % bound;
+        for _ in 0..300 {
+            let (nodes, flows) = (2 + draw(20), 1 + draw(80));
+            let mut capacities: Vec<f64> = (0..2 * nodes).map(|_| (1 + draw(10)) as f64 * 10.0).collect();
+            capacities.push(30.0);
+            let link = 2 * nodes as u32;
+            let mut demands: Vec<Demand> = (0..flows)
+                .map(|_| {
+                    let from = draw(nodes) as u32;
+                    let crosses = [from, nodes as u32 + draw(nodes) as u32, from];
+                    if draw(3) == 0 { demand([crosses[0], crosses[1], link]) } else { demand(crosses) }
+                })
+                .collect();
+            let expected = exact(&capacities, &demands);
+            let mut left = capacities.clone();
+            Filler::default().fill(&mut left, &mut demands);
+            let mut used = vec![0.0; capacities.len()];
+            for demand in &demands {
+                let [a, b, c] = demand.crosses;
+                used[a as usize] += demand.rate;
+                used[b as usize] += demand.rate;
+                if c != a {
+                    used[c as usize] += demand.rate;
+                }
+            }
+            for (used, capacity) in used.iter().zip(&capacities) {
+                assert!(*used <= capacity * 1.000_01, "{used} of {capacity}");
+            }
+            let total: f64 = demands.iter().map(|demand| demand.rate).sum();
+            let best: f64 = expected.iter().sum();
+            assert!((total / best - 1.0).abs() < 0.03, "{total} instead of {best}");
+            let worst = demands.iter().zip(&expected).map(|(got, want)| got.rate / want).fold(9.0, f64::min);
+            assert!(worst > 0.5, "a flow gets {worst} of its fair rate");
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! How bytes travel: a flow-level network of access links and links between zones.
+//!
+//! A *flow* is one direction of a connection that has pieces to carry. Flows share what they cross by max-min
+//! fairness, as long-lived TCP flows of like round trips nearly do. Rates are set anew at a fixed interval;
+//! between two settings a flow that ends leaves its share unclaimed, and one that begins takes what is
+//! unclaimed on its way. Messages are small: they have a delay and no bandwidth.
+
+mod fair;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_types::Zone;
+
+use fair::{Demand, Filler};
+
+/// Payload bytes in a frame of the data plane: what has to arrive before a receiver can tell progress.
+const FRAME_BYTES: f64 = 262_144.0;
+/// Progress of a piece is told at least this often.
+const PROGRESS_INTERVAL: u64 = 250_000_000;
+/// Rate of what is said to be unlimited, in bytes per second.
+const UNLIMITED: f64 = 1e12;
+/// Bytes below which a piece counts as through: rounding of sums of products.
+const ROUNDING: f64 = 1e-3;
+/// Idle time after which TCP begins with a small window again, at least (RFC 6298's shortest timer on Linux).
+const IDLE_RESET: u64 = 200_000_000;
+const NANOS: f64 = 1e9;
+
+/// Rates and delays of a virtual network.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// One-way delay inside a zone.
+    pub delay: Duration,
+    /// One-way delay between zones without a link of their own in `links`.
+    pub zone_delay: Duration,
+    /// Rate of the link between each two zones, each way, in bytes per second on the wire; `None` is unlimited.
+    pub zone_rate_bytes_per_sec: Option<u64>,
+    /// Links of their own, by the zones in order of their names.
+    pub links: BTreeMap<(Zone, Zone), LinkSpec>,
+    /// Bytes on the wire a byte of payload: headers of Ethernet, IP, TCP and TLS.
+    pub overhead: f64,
+    /// Time between two settings of the flows' rates.
+    pub rebalance: Duration,
+    /// TCP's first congestion window in bytes (RFC 6928: ten segments).
+    pub window_start_bytes: u64,
+    /// TCP's largest window in bytes (Linux's default `tcp_wmem` allows 4 MiB).
+    pub window_max_bytes: u64,
+}
+
+/// A link between two zones, the same each way.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkSpec {
+    /// Bytes per second on the wire; `None` is unlimited.
+    pub rate_bytes_per_sec: Option<u64>,
+    /// One-way delay.
+    pub delay: Duration,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_micros(200),
+            zone_delay: Duration::from_millis(20),
+            zone_rate_bytes_per_sec: None,
+            links: BTreeMap::new(),
+            overhead: 1.046,
+            rebalance: Duration::from_millis(2),
+            window_start_bytes: 14_600,
+            window_max_bytes: 4 << 20,
+        }
+    }
+}
+
+/// Names a flow.
+pub(crate) type FlowId = u32;
+
+/// What a flow reaches on its way through a piece.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Milestone {
+    pub(crate) at: u64,
+    pub(crate) flow: FlowId,
+    pub(crate) serial: u32,
+    /// The piece is through; otherwise only part of it is.
+    pub(crate) whole: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Flow {
+    crosses: [u32; 3],
+    /// Index of the pair of zones it crosses, or `u32::MAX`.
+    pair: u32,
+    /// Whom it belongs to; the network does not care.
+    owner: u32,
+    /// Position among the active ones, or `u32::MAX`.
+    place: u32,
+    serial: u32,
+    rate: f64,
+    since: u64,
+    done: f64,
+    total: f64,
+    told: f64,
+    told_at: u64,
+    rtt: f64,
+    window: f64,
+    idle_since: u64,
+}
+
+#[derive(Debug)]
+struct Pair {
+    resource: Option<u32>,
+    delay: u64,
+    carried: f64,
+}
+
+/// Links, flows and their rates.
+#[derive(Debug)]
+pub(crate) struct Network {
+    config: NetworkConfig,
+    zones: Vec<Zone>,
+    /// Pairs of zones, from `zone * zones + zone`; grown with the zones.
+    pairs: BTreeMap<(u32, u32), u32>,
+    pair_list: Vec<Pair>,
+    capacity: Vec<f64>,
+    unclaimed: Vec<f64>,
+    flows: Vec<Flow>,
+    unused: Vec<FlowId>,
+    active: Vec<FlowId>,
+    demands: Vec<Demand>,
+    filler: Filler,
+    /// Until when rates stand.
+    pub(crate) next_tick: Option<u64>,
+    tick: u64,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+impl Network {
+    pub(crate) fn new(config: NetworkConfig) -> Self {
+        let tick = nanos(config.rebalance).max(1);
+        Self {
+            config,
+            zones: Vec::new(),
+            pairs: BTreeMap::new(),
+            pair_list: Vec::new(),
+            capacity: Vec::new(),
+            unclaimed: Vec::new(),
+            flows: Vec::new(),
+            unused: Vec::new(),
+            active: Vec::new(),
+            demands: Vec::new(),
+            filler: Filler::default(),
+            next_tick: None,
+            tick,
+        }
+    }
+
+    /// A zone's number.
+    pub(crate) fn zone(&mut self, zone: &Zone) -> u32 {
+        let number = self.zones.iter().position(|known| known == zone).unwrap_or_else(|| {
+            self.zones.push(zone.clone());
+            self.zones.len() - 1
+        });
+        u32::try_from(number).unwrap_or(NOWHERE)
+    }
+
+    /// A new access link's number: one direction, in bytes per second on the wire.
+    pub(crate) fn access(&mut self, rate_bytes_per_sec: Option<u64>) -> u32 {
+        let rate = rate_bytes_per_sec.map_or(UNLIMITED, |rate| rate as f64) / self.config.overhead;
+        self.capacity.push(rate);
+        self.unclaimed.push(rate);
+        u32::try_from(self.capacity.len() - 1).unwrap_or(NOWHERE)
+    }
+
+    fn pair(&mut self, from: u32, to: u32) -> u32 {
+        if let Some(pair) = self.pairs.get(&(from, to)) {
+            return *pair;
+        }
+        let (one, other) = (self.zones[from as usize].clone(), self.zones[to as usize].clone());
+        let key = if one <= other { (one, other) } else { (other, one) };
+        let spec = self.config.links.get(&key).copied().unwrap_or(LinkSpec {
+            rate_bytes_per_sec: self.config.zone_rate_bytes_per_sec,
+            delay: self.config.zone_delay,
+        });
+        let resource = spec.rate_bytes_per_sec.map(|rate| self.access(Some(rate)));
+        let number = u32::try_from(self.pair_list.len()).unwrap_or(NOWHERE);
+        self.pair_list.push(Pair { resource, delay: nanos(spec.delay), carried: 0.0 });
+        self.pairs.insert((from, to), number);
+        number
+    }
+
+    /// One-way delay in nanoseconds between two zones.
+    pub(crate) fn delay(&mut self, from: u32, to: u32) -> u64 {
+        if from == to {
+            return nanos(self.config.delay);
+        }
+        let pair = self.pair(from, to);
+        self.pair_list[pair as usize].delay
+    }
+
+    /// Makes a flow from an access link in one zone to one in another.
+    pub(crate) fn flow(&mut self, owner: u32, up: u32, down: u32, from: u32, to: u32) -> FlowId {
+        let rtt = 2.0 * self.delay(from, to) as f64 / NANOS;
+        let pair = if from == to { NOWHERE } else { self.pair(from, to) };
+        let link = self.pair_list.get(pair as usize).and_then(|pair| pair.resource);
+        let flow = Flow {
+            crosses: [up, down, link.unwrap_or(up)],
+            pair,
+            owner,
+            place: NOWHERE,
+            serial: 0,
+            rate: 0.0,
+            since: 0,
+            done: 0.0,
+            total: 0.0,
+            told: 0.0,
+            told_at: 0,
+            rtt,
+            window: self.config.window_start_bytes as f64,
+            idle_since: 0,
+        };
+        match self.unused.pop() {
+            Some(id) => {
+                let serial = self.flows[id as usize].serial;
+                self.flows[id as usize] = Flow { serial, ..flow };
+                id
+            }
+            None => {
+                self.flows.push(flow);
+                u32::try_from(self.flows.len() - 1).unwrap_or(NOWHERE)
+            }
+        }
+    }
+
+    /// Whom a flow belongs to, when `serial` is still its piece's.
+    pub(crate) fn owner(&self, flow: FlowId, serial: u32) -> Option<u32> {
+        let known = self.flows.get(flow as usize)?;
+        (known.serial == serial).then_some(known.owner)
+    }
+
+    pub(crate) fn is_active(&self, flow: FlowId) -> bool {
+        self.flows[flow as usize].place != NOWHERE
+    }
+
+    /// Puts a piece on a flow, whether the one before has just ended or the flow was idle.
+    pub(crate) fn carry(&mut self, flow: FlowId, now: u64, bytes: u32, due: &mut Vec<Milestone>) {
+        self.settle(flow, now);
+        let own = &mut self.flows[flow as usize];
+        own.serial = own.serial.wrapping_add(1);
+        own.done = 0.0;
+        own.told = 0.0;
+        own.told_at = now;
+        own.total = f64::from(bytes);
+        if own.place == NOWHERE {
+            if now.saturating_sub(own.idle_since) > IDLE_RESET.max((own.rtt * NANOS) as u64) {
+                own.window = self.config.window_start_bytes as f64;
+            }
+            self.resume(flow, now, due);
+        } else {
+            self.milestones(flow, now, due);
+        }
+    }
+
+    /// Lets a suspended flow go on.
+    pub(crate) fn resume(&mut self, flow: FlowId, now: u64, due: &mut Vec<Milestone>) {
+        let until = *self.next_tick.get_or_insert(now + self.tick);
+        let own = &mut self.flows[flow as usize];
+        own.since = now;
+        own.place = u32::try_from(self.active.len()).unwrap_or(NOWHERE);
+        self.active.push(flow);
+        let offered = own.crosses.iter().map(|at| self.unclaimed[*at as usize]).fold(f64::INFINITY, f64::min);
+        own.rate = offered.min(limit(own, self.tick)).max(0.0);
+        let (crosses, rate) = (own.crosses, own.rate);
+        self.claim(crosses, rate);
+        if until > now {
+            self.milestones(flow, now, due);
+        }
+    }
+
+    /// Stops a flow; what it has carried of its piece stays.
+    pub(crate) fn suspend(&mut self, flow: FlowId, now: u64) {
+        self.settle(flow, now);
+        let own = &mut self.flows[flow as usize];
+        let place = std::mem::replace(&mut own.place, NOWHERE) as usize;
+        if place >= self.active.len() {
+            return;
+        }
+        own.serial = own.serial.wrapping_add(1);
+        own.idle_since = now;
+        let (crosses, rate) = (own.crosses, std::mem::take(&mut own.rate));
+        self.claim(crosses, -rate);
+        self.active.swap_remove(place);
+        if let Some(moved) = self.active.get(place) {
+            self.flows[*moved as usize].place = place as u32;
+        }
+    }
+
+    /// Ends a flow for good.
+    pub(crate) fn remove(&mut self, flow: FlowId, now: u64) {
+        self.suspend(flow, now);
+        let own = &mut self.flows[flow as usize];
+        own.serial = own.serial.wrapping_add(1);
+        self.unused.push(flow);
+    }
+
+    /// Payload bytes of the present piece that were not told yet; they are told now.
+    pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> u32 {
+        self.settle(flow, now);
+        let own = &mut self.flows[flow as usize];
+        let fresh = (own.done - own.told).round().max(0.0);
+        own.told += fresh;
+        own.told_at = now;
+        fresh as u32
+    }
+
+    /// Payload bytes of the present piece that were carried.
+    pub(crate) fn carried(&mut self, flow: FlowId, now: u64) -> u64 {
+        self.settle(flow, now);
+        self.flows[flow as usize].done.round() as u64
+    }
+
+    fn claim(&mut self, crosses: [u32; 3], rate: f64) {
+        let [a, b, c] = crosses;
+        self.unclaimed[a as usize] -= rate;
+        self.unclaimed[b as usize] -= rate;
+        if c != a {
+            self.unclaimed[c as usize] -= rate;
+        }
+    }
+
+    /// Brings a flow's account up to `now`.
+    fn settle(&mut self, flow: FlowId, now: u64) {
+        let own = &mut self.flows[flow as usize];
+        if own.place == NOWHERE {
+            return;
+        }
+        let moved = (own.rate * (now - own.since) as f64 / NANOS).min(own.total - own.done).max(0.0);
+        own.since = now;
+        own.done += moved;
+        // A window doubles in a round trip while nothing is lost: its growth is ln 2 of what is acknowledged.
+        own.window = (own.window + moved * std::f64::consts::LN_2).min(self.config.window_max_bytes as f64);
+        if let Some(pair) = self.pair_list.get_mut(own.pair as usize) {
+            pair.carried += moved;
+        }
+    }
+
+    /// What a flow reaches before the rates are set anew.
+    fn milestones(&self, flow: FlowId, now: u64, due: &mut Vec<Milestone>) {
+        let own = &self.flows[flow as usize];
+        let until = self.next_tick.unwrap_or(now);
+        let mut reach = |bytes: f64, whole: bool| {
+            if bytes > ROUNDING && own.rate <= 0.0 {
+                return;
+            }
+            let wait = if bytes <= ROUNDING { 0.0 } else { bytes / own.rate * NANOS };
+            if wait <= (until - now) as f64 {
+                let at = now + wait.ceil() as u64;
+                due.push(Milestone { at: at.min(until), flow, serial: own.serial, whole });
+            }
+        };
+        reach(own.total - own.done, true);
+        if own.told == 0.0 && own.total > FRAME_BYTES {
+            if own.done < FRAME_BYTES {
+                reach(FRAME_BYTES - own.done, false);
+            }
+        } else if own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL {
+            reach(0.0, false);
+        }
+    }
+
+    /// Sets all rates anew. Returns what the flows reach before the next setting.
+    pub(crate) fn rebalance(&mut self, now: u64, due: &mut Vec<Milestone>) {
+        self.next_tick = None;
+        if self.active.is_empty() {
+            return;
+        }
+        for place in 0..self.active.len() {
+            self.settle(self.active[place], now);
+        }
+        self.demands.clear();
+        for id in &self.active {
+            let own = &self.flows[*id as usize];
+            self.demands.push(Demand { crosses: own.crosses, limit: limit(own, self.tick), rate: 0.0 });
+        }
+        self.unclaimed.copy_from_slice(&self.capacity);
+        self.filler.fill(&mut self.unclaimed, &mut self.demands);
+        self.next_tick = Some(now + self.tick);
+        for place in 0..self.active.len() {
+            let id = self.active[place];
+            self.flows[id as usize].rate = self.demands[place].rate;
+            self.milestones(id, now, due);
+        }
+    }
+
+    /// Payload bytes over each ordered pair of zones.
+    pub(crate) fn crossed(&self) -> impl Iterator<Item = (&Zone, &Zone, u64)> + '_ {
+        self.pairs.iter().map(|((from, to), pair)| {
+            let carried = self.pair_list[*pair as usize].carried.round() as u64;
+            (&self.zones[*from as usize], &self.zones[*to as usize], carried)
+        })
+    }
+}
+
+/// The rate TCP's window allows. Round trips shorter than the interval are over before the next setting.
+fn limit(flow: &Flow, tick: u64) -> f64 {
+    if flow.rtt * NANOS <= tick as f64 { f64::INFINITY } else { flow.window / flow.rtt }
+}
+
+/// A duration in nanoseconds; 584 years at most.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the flows until nothing is left; returns when each piece was through.
+    fn run(network: &mut Network, mut due: Vec<Milestone>) -> Vec<(FlowId, u64)> {
+        let mut ended = Vec::new();
+        loop {
+            due.sort_by_key(|milestone| std::cmp::Reverse(milestone.at));
+            let tick = network.next_tick;
+            match due.pop() {
+                Some(next) if tick.is_none_or(|tick| next.at <= tick) => {
+                    if next.whole && network.owner(next.flow, next.serial).is_some() {
+                        network.suspend(next.flow, next.at);
+                        ended.push((next.flow, next.at));
+                    }
+                }
+                next => {
+                    due.extend(next);
+                    let Some(tick) = tick else { return ended };
+                    network.rebalance(tick, &mut due);
+                }
+            }
+        }
+    }
+
+    fn network() -> Network {
+        Network::new(NetworkConfig { overhead: 1.0, ..NetworkConfig::default() })
+    }
+
+    #[test]
+    fn two_flows_share_an_uplink_and_the_longer_one_gets_the_rest() {
+        let mut network = network();
+        let zone = network.zone(&Zone::default());
+        let up = network.access(Some(10_000_000));
+        let downs = [network.access(Some(10_000_000)), network.access(Some(10_000_000))];
+        let flows = downs.map(|down| network.flow(0, up, down, zone, zone));
+        let mut due = Vec::new();
+        network.carry(flows[0], 0, 1_000_000, &mut due);
+        network.carry(flows[1], 0, 2_000_000, &mut due);
+        let ended = run(&mut network, due);
+        let at: Vec<f64> = ended.iter().map(|(_, at)| *at as f64 / 1e6).collect();
+        // 200 ms for the first, 300 ms for both, and the time until the rates are set at either change.
+        assert!((198.0..206.0).contains(&at[0]) && (300.0..308.0).contains(&at[1]), "{at:?}");
+    }
+
+    #[test]
+    fn a_long_link_is_entered_slowly() {
+        let mut network = Network::new(NetworkConfig {
+            overhead: 1.0,
+            zone_delay: Duration::from_millis(50),
+            ..NetworkConfig::default()
+        });
+        let zones = [network.zone(&"a".parse().unwrap()), network.zone(&"b".parse().unwrap())];
+        let (up, down) = (network.access(None), network.access(None));
+        let flow = network.flow(0, up, down, zones[0], zones[1]);
+        let mut due = Vec::new();
+        network.carry(flow, 0, 1_000_000, &mut due);
+        let ended = run(&mut network, due);
+        // log2(1 MB / 14.6 kB * ln 2 + 1) round trips of 100 ms.
+        let secs = ended[0].1 as f64 / 1e9;
+        assert!((0.5..0.65).contains(&secs), "{secs}");
+        assert_eq!(network.crossed().map(|(.., bytes)| bytes).sum::<u64>(), 1_000_000);
+    }
+
+    #[test]
+    fn a_link_between_zones_is_shared_by_all() {
+        let mut network = Network::new(NetworkConfig {
+            overhead: 1.0,
+            zone_delay: Duration::from_micros(500),
+            zone_rate_bytes_per_sec: Some(4_000_000),
+            ..NetworkConfig::default()
+        });
+        let zones = [network.zone(&"a".parse().unwrap()), network.zone(&"b".parse().unwrap())];
+        let mut due = Vec::new();
+        for _ in 0..4 {
+            let (up, down) = (network.access(Some(10_000_000)), network.access(Some(10_000_000)));
+            let flow = network.flow(0, up, down, zones[0], zones[1]);
+            network.carry(flow, 0, 1_000_000, &mut due);
+        }
+        for (_, at) in run(&mut network, due) {
+            assert!((990_000_000..1_010_000_000).contains(&at), "{at}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What is to happen, in order of time and, at one time, in the order in which it was arranged.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+/// A bucket is 2^16 ns (66 µs) wide: a few hundred events of a large fleet, which stay in the processor's cache.
+const BUCKET_BITS: u32 = 16;
+/// Buckets ahead of the present: 268 ms. What is later waits in a heap.
+const RING: u64 = 4096;
+
+#[derive(Debug)]
+struct Entry<E> {
+    at: u64,
+    sequence: u64,
+    event: E,
+}
+
+impl<E> PartialEq for Entry<E> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.sequence) == (other.at, other.sequence)
+    }
+}
+
+impl<E> Eq for Entry<E> {}
+
+impl<E> PartialOrd for Entry<E> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Reversed: the heap's greatest is the earliest.
+impl<E> Ord for Entry<E> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.sequence).cmp(&(self.at, self.sequence))
+    }
+}
+
+/// A calendar queue: a heap for the present bucket, plain lists for the next ones, a heap for what is far.
+/// Most events of a simulation are less than a few milliseconds ahead, and then cost no deep heap.
+#[derive(Debug)]
+pub(crate) struct Queue<E> {
+    present: BinaryHeap<Entry<E>>,
+    ring: Vec<Vec<Entry<E>>>,
+    in_ring: usize,
+    far: BinaryHeap<Entry<E>>,
+    bucket: u64,
+    sequence: u64,
+}
+
+impl<E> Queue<E> {
+    pub(crate) fn new() -> Self {
+        Self {
+            present: BinaryHeap::new(),
+            ring: std::iter::repeat_with(Vec::new).take(RING as usize).collect(),
+            in_ring: 0,
+            far: BinaryHeap::new(),
+            bucket: 0,
+            sequence: 0,
+        }
+    }
+
+    /// Arranges `event` for `at` nanoseconds.
+    pub(crate) fn push(&mut self, at: u64, event: E) {
+        self.sequence += 1;
+        let entry = Entry { at, sequence: self.sequence, event };
+        let bucket = at >> BUCKET_BITS;
+        if bucket <= self.bucket {
+            self.present.push(entry);
+        } else if bucket - self.bucket < RING {
+            self.ring[(bucket % RING) as usize].push(entry);
+            self.in_ring += 1;
+        } else {
+            self.far.push(entry);
+        }
+    }
+
+    /// When the next event is due.
+    pub(crate) fn next_at(&mut self) -> Option<u64> {
+        while self.present.is_empty() {
+            if !self.advance() {
+                return None;
+            }
+        }
+        self.present.peek().map(|entry| entry.at)
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
+        self.next_at()?;
+        self.present.pop().map(|entry| (entry.at, entry.event))
+    }
+
+    /// Goes on to the next bucket; `false` when nothing is left.
+    fn advance(&mut self) -> bool {
+        if self.in_ring == 0 {
+            let Some(first) = self.far.peek() else { return false };
+            self.bucket = first.at >> BUCKET_BITS;
+        } else {
+            self.bucket += 1;
+        }
+        let place = (self.bucket % RING) as usize;
+        if !self.ring[place].is_empty() {
+            self.in_ring -= self.ring[place].len();
+            self.present.extend(self.ring[place].drain(..));
+        }
+        while self.far.peek().is_some_and(|entry| (entry.at >> BUCKET_BITS) - self.bucket < RING) {
+            let Some(entry) = self.far.pop() else { break };
+            let bucket = entry.at >> BUCKET_BITS;
+            if bucket <= self.bucket {
+                self.present.push(entry);
+            } else {
+                self.ring[(bucket % RING) as usize].push(entry);
+                self.in_ring += 1;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    #[test]
+    fn order_is_that_of_time_and_then_of_arrangement() {
+        let mut random = rand_pcg::Pcg64::seed_from_u64(1);
+        let mut queue = Queue::new();
+        let mut model = std::collections::BTreeMap::new();
+        let mut now = 0;
+        for number in 0u64..20_000 {
+            let reach = [1_000, 1 << 20, 1 << 26, 1 << 32][(random.next_u64() % 4) as usize];
+            let at = now + random.next_u64() % reach;
+            queue.push(at, number);
+            model.insert((at, number), number);
+            if random.next_u64().is_multiple_of(2) {
+                let (key, expected) = model.pop_first().unwrap();
+                assert_eq!(queue.next_at(), Some(key.0));
+                assert_eq!(queue.pop(), Some((key.0, expected)));
+                now = key.0;
+            }
+        }
+        while let Some((key, expected)) = model.pop_first() {
+            assert_eq!(queue.pop(), Some((key.0, expected)));
+        }
+        assert_eq!(queue.pop(), None);
+    }
+}
