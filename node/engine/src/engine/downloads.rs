@@ -77,10 +77,14 @@ impl Engine {
         if known.dropped
             || member.interesting == 0
             || !member.is_joined()
-            || member.full_until > self.now
             || !known.flow.has_room(&self.config, piece_bytes)
             || !member.same_zone && !self.link_has_room(&known.zone, piece_bytes)
         {
+            return false;
+        }
+        if member.full_until > self.now {
+            // Whatever woke the swarm before that time has used its timer up.
+            self.timers.set_earlier(Timer::Fill(digest), member.full_until);
             return false;
         }
         if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
