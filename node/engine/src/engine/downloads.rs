@@ -43,8 +43,8 @@ impl Engine {
             .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
             .collect();
         self.random.shuffle(&mut order);
-        // A lone seeder first: what it has is the rarest.
-        let lone = order.iter().filter(|(_, seeder, _)| *seeder).count() == 1;
+        // A lone seeder first, while it has what nobody else has.
+        let lone = swarm.lone_seeder();
         order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder != lone));
         while !order.is_empty() {
             order.retain(|(_, _, peer)| self.request_one(digest, *peer));
@@ -91,7 +91,7 @@ impl Engine {
             self.hungry.insert(digest);
             return false;
         }
-        let lone_seeder = member.is_complete() && swarm.seeders() == 1;
+        let lone_seeder = member.is_complete() && swarm.lone_seeder();
         if member.same_zone && !lone_seeder && swarm.in_flight() >= self.in_flight_max(swarm) {
             return false;
         }

@@ -152,14 +152,15 @@ impl Swarm {
         self.blob.as_ref().is_some_and(|blob| blob.complete)
     }
 
-    /// Members that have the whole blob.
-    pub(crate) fn seeders(&self) -> usize {
-        self.members.values().filter(|member| member.is_complete()).count()
+    /// Whether one member alone has pieces that are wanted and nobody else has.
+    pub(crate) fn lone_seeder(&self) -> bool {
+        self.members.values().filter(|member| member.is_complete()).count() == 1
+            && self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
     }
 
     /// Requests in flight inside the zone, those at a lone seeder aside; a link between zones has a window of its own.
     pub(crate) fn in_flight(&self) -> u32 {
-        let lone = self.seeders() == 1;
+        let lone = self.lone_seeder();
         let counted = self.members.values().filter(|m| m.same_zone && !(lone && m.is_complete()));
         let count: usize = counted.map(|member| member.outstanding.len()).sum();
         u32::try_from(count).unwrap_or(u32::MAX)

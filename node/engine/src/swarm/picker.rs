@@ -75,6 +75,11 @@ impl Picker {
         self.buckets.iter().flatten().copied().find(|piece| allowed(*piece))
     }
 
+    /// Whether a wanted piece is with no partial peer.
+    pub(crate) fn has_unavailable(&self) -> bool {
+        self.buckets.first().is_some_and(|bucket| !bucket.is_empty())
+    }
+
     fn shift(&mut self, piece: u32, availability: u16) {
         let wanted = self.is_wanted(piece);
         if wanted {
@@ -152,6 +157,7 @@ mod tests {
                 let odd = picker.pick(|piece| piece % 2 == 1);
                 let rarest = wanted.iter().filter(|p| *p % 2 == 1).map(|p| counts[*p as usize]).min();
                 prop_assert_eq!(odd.map(|p| counts[p as usize]), rarest);
+                prop_assert_eq!(picker.has_unavailable(), wanted.iter().any(|p| counts[*p as usize] == 0));
                 for piece in 0..40 {
                     prop_assert_eq!(picker.is_wanted(piece), wanted.contains(&piece));
                     prop_assert_eq!(picker.availability(piece), counts[piece as usize]);
