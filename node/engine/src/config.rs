@@ -66,6 +66,8 @@ pub struct EngineConfig {
     pub busy_retry: Duration,
     /// How long haves are gathered before they are told.
     pub have_delay: Duration,
+    /// The same for peers in other zones.
+    pub have_delay_far: Duration,
     /// Haves that are told without waiting.
     pub have_batch_max: usize,
     /// How long a piece outside any reader's window waits for the zone's importer, a rank.
@@ -134,6 +136,7 @@ impl Default for EngineConfig {
             spread_patience: millis(500),
             busy_retry: millis(250),
             have_delay: millis(10),
+            have_delay_far: millis(250),
             have_batch_max: 64,
             zone_wait: millis(1500),
             zone_wait_window: millis(600),

@@ -191,6 +191,7 @@ impl Engine {
         for timer in self.timers.take_due(self.now) {
             match timer {
                 Timer::Haves(digest) => self.flush_haves(digest),
+                Timer::FarHaves(digest) => self.flush_far_haves(digest),
                 Timer::Search(digest) => self.search_tick(digest),
                 Timer::Fill(digest) => self.fill_swarm(digest),
                 Timer::Linger(digest) => self.linger_over(digest),

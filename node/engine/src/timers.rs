@@ -9,6 +9,8 @@ use shoal_types::{Digest, PeerId, Timestamp};
 pub(crate) enum Timer {
     /// Tell the haves gathered.
     Haves(Digest),
+    /// Tell other zones the haves gathered for them.
+    FarHaves(Digest),
     /// Look at a search's progress.
     Search(Digest),
     /// Something that kept a swarm from requesting may be over.

@@ -449,8 +449,13 @@ impl Engine {
             waiting.remove(&digest);
         }
         self.hungry.remove(&digest);
-        for timer in [Timer::Haves(digest), Timer::Search(digest), Timer::Fill(digest), Timer::Linger(digest)]
-        {
+        for timer in [
+            Timer::Haves(digest),
+            Timer::FarHaves(digest),
+            Timer::Search(digest),
+            Timer::Fill(digest),
+            Timer::Linger(digest),
+        ] {
             self.timers.cancel(timer);
         }
         self.out.report(Event::SwarmEnded { digest });

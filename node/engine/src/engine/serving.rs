@@ -154,27 +154,50 @@ impl Engine {
         self.timers.cancel(Timer::Uploads);
     }
 
-    /// Notes a piece to be told, and tells at once what speeds up the start or fills a batch.
+    /// Notes a piece to be told, and tells at once what speeds up the start or fills a batch. Other zones hear of it in
+    /// larger batches: their links are scarce, and they import a piece once.
     pub(super) fn note_have(&mut self, digest: Digest, number: u32) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         swarm.haves.push(number);
+        swarm.far_haves.push(number);
         let early =
             swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
         if early || swarm.haves.len() >= self.config.have_batch_max {
             self.flush_haves(digest);
         } else {
             self.timers.set_earlier(Timer::Haves(digest), self.now + self.config.have_delay);
+            self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
         }
     }
 
+    /// Tells everybody all haves gathered.
     pub(super) fn flush_haves(&mut self, digest: Digest) {
         self.timers.cancel(Timer::Haves(digest));
+        self.tell_haves(digest, true);
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let over = swarm.is_complete()
+            || swarm
+                .blob
+                .as_ref()
+                .is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full())
+            || swarm.far_haves.len() >= self.config.have_batch_max;
+        if over {
+            self.flush_far_haves(digest);
+        }
+    }
+
+    pub(super) fn flush_far_haves(&mut self, digest: Digest) {
+        self.timers.cancel(Timer::FarHaves(digest));
+        self.tell_haves(digest, false);
+    }
+
+    fn tell_haves(&mut self, digest: Digest, same_zone: bool) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let mut pieces = std::mem::take(&mut swarm.haves);
+        let mut pieces = std::mem::take(if same_zone { &mut swarm.haves } else { &mut swarm.far_haves });
         pieces.sort_unstable();
         pieces.dedup();
         let runs = runs_of(&pieces);
-        for (peer, member) in &swarm.members {
+        for (peer, member) in swarm.members.iter().filter(|(_, member)| member.same_zone == same_zone) {
             let Some(to) = member.their_channel.filter(|_| member.bitfield_sent) else { continue };
             for part in runs.chunks(HAVE_RUNS_MAX) {
                 self.out.send(*peer, Message::Have { to, runs: part.to_vec() });

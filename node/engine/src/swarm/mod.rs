@@ -117,8 +117,10 @@ pub(crate) struct Swarm {
     pub(crate) in_backend: bool,
     pub(crate) backend_failures: u32,
     pub(crate) backend_retry: Timestamp,
-    /// Pieces verified and not yet told.
+    /// Pieces verified and not yet told to the own zone.
     pub(crate) haves: Vec<u32>,
+    /// The same for other zones.
+    pub(crate) far_haves: Vec<u32>,
     pub(crate) provided: bool,
     /// Since when nobody could be asked for anything that is missing.
     pub(crate) starved: Option<Timestamp>,
@@ -142,6 +144,7 @@ impl Swarm {
             backend_failures: 0,
             backend_retry: now,
             haves: Vec::new(),
+            far_haves: Vec::new(),
             provided: false,
             starved: None,
             unread_since: None,

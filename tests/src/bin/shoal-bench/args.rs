@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// A flag more for every `shoal` daemon, as `--name=value`.
     #[arg(long = "flag", value_name = "FLAG", allow_hyphen_values = true)]
     pub(crate) flags: Vec<String>,
-    /// Keep the fleet's logs in the output directory.
+    /// Keep the fleet's logs, and its metrics at the end of each run, in the output directory.
     #[arg(long)]
     pub(crate) keep_logs: bool,
     /// Lists the scenarios and ends.

@@ -42,15 +42,20 @@ impl Daemon {
         self.child.id()
     }
 
-    /// The daemon's metrics now.
-    pub(crate) fn metrics(&self) -> Result<Metrics> {
+    /// The daemon's metrics now, as it gives them.
+    pub(crate) fn metrics_text(&self) -> Result<String> {
         let ops = self.ready.ops.context("no ops API")?;
         lab::inside(&self.namespace, || {
             block_on(async {
                 let answer = http::get(ops, "/metrics").await?.expect(::http::StatusCode::OK).await?;
-                Ok(Metrics::parse(&answer.text().await?))
+                answer.text().await
             })
         })
+    }
+
+    /// The daemon's metrics now.
+    pub(crate) fn metrics(&self) -> Result<Metrics> {
+        Ok(Metrics::parse(&self.metrics_text()?))
     }
 }
 

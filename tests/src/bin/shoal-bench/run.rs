@@ -159,10 +159,14 @@ fn pull_mesh(
     let watched = fleet.gateways.iter().map(Daemon::pid).collect();
     let path = format!("/v2/{}/blobs/{}", mesh::REPOSITORY, fleet.digest);
     let gateway: SocketAddr = mesh::GATEWAY.parse()?;
-    measured(scenario, lab, pids, watched, |number| {
-        let _ = number;
-        client::read(gateway, &path, scenario.blob_bytes)
-    })
+    let figures =
+        measured(scenario, lab, pids, watched, |_| client::read(gateway, &path, scenario.blob_bytes))?;
+    if args.keep_logs {
+        for daemon in fleet.gateways.iter().chain([&fleet.origin]) {
+            std::fs::write(dir.join(format!("{}.metrics.log", daemon.namespace)), daemon.metrics_text()?)?;
+        }
+    }
+    Ok(figures)
 }
 
 fn pull_registry(scenario: &Scenario, lab: &Lab, dir: &Path, bytes: Bytes) -> Result<Figures> {

@@ -30,11 +30,11 @@ pub(crate) struct Link {
 }
 
 impl Scenario {
-    /// The least time in which the last host can have the blob's bytes, headers aside: it must come through its own
-    /// wire, and once over the link into each zone.
+    /// The least time in which the last host can have the blob's bytes, headers aside: they must come through its own
+    /// wire, and over the links into its zone, which share them between three zones.
     pub(crate) fn bound(&self) -> Option<Duration> {
-        let slowest =
-            if self.zones > 1 { self.link.rate.into_iter().chain(self.wire).min() } else { self.wire };
+        let into_zone = self.link.rate.filter(|_| self.zones > 1).map(|rate| rate * (self.zones as u64 - 1));
+        let slowest = into_zone.into_iter().chain(self.wire).min();
         slowest.map(|rate| Duration::from_secs_f64(self.blob_bytes as f64 * 8.0 / rate as f64))
     }
 
