@@ -6,7 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-.PHONY: help check lint build test test-large demo
+.PHONY: help check lint build test test-large demo bench
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test-large: ## the image of 1 GiB
 	scripts/setup.sh
 	cargo build --locked -p shoal
 	cargo test --locked -p shoal-tests --test e2e -- --ignored large_
+
+# BENCH passes arguments, such as BENCH="hosts-8 --runs 1"; `--list` shows the scenarios, `--help` the rest.
+bench: ## a fleet in network namespaces pulls one blob at once, beside aria2 and a registry; needs root, half an hour
+	scripts/setup.sh bench
+	cargo build --locked --release -p shoal -p shoal-tests --bin shoal --bin shoal-bench
+	"$$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)"/release/shoal-bench $(BENCH)
 
 demo: ## a mesh of processes on this machine, a push and two pulls, and who gave what
 	scripts/setup.sh demo

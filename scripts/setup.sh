@@ -3,11 +3,13 @@
 #
 #   scripts/setup.sh build     what `make build` needs
 #   scripts/setup.sh demo      that and what `make demo` runs: one container client
+#   scripts/setup.sh bench     what `make build` needs and what `make bench` compares with
 #   scripts/setup.sh           that and every client the tests drive
 set -eu
 
 BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates"
 DEMO="busybox-static jq"
+BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
 TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
@@ -55,7 +57,8 @@ case "${1:-tests}" in
 build) install $BUILD ;;
 # skopeo needs no daemon and takes any port.
 demo) install $BUILD $DEMO skopeo ;;
+bench) install $BUILD $BENCH ;;
 tests) install $BUILD $DEMO $TESTS ;;
-*) echo "usage: $0 [build|demo|tests]" >&2; exit 2 ;;
+*) echo "usage: $0 [build|demo|bench|tests]" >&2; exit 2 ;;
 esac
 install_rust
