@@ -143,6 +143,15 @@ impl Queue {
         self.waiting.lock().contains_key(item)
     }
 
+    /// The blobs waiting.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let blob = |item: &Item| match item {
+            Item::Blob(digest) => Some(*digest),
+            Item::Record(_) => None,
+        };
+        self.waiting.lock().keys().filter_map(blob).collect()
+    }
+
     /// The repository an item is waiting for; `None` when it does not wait, or is of none.
     pub fn repository_of(&self, item: &Item) -> Option<RepositoryName> {
         self.waiting.lock().get(item).and_then(|waiting| waiting.row.repository.clone())

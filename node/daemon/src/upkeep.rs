@@ -160,8 +160,12 @@ pub(crate) async fn write_back(node: Node) {
                 Ok(()) => {
                     tracing::debug!(%item, "written to the backend");
                     let queue = Arc::clone(vault.queue());
-                    if let Err(why) = blocking(move || queue.done(&item)).await {
+                    let done = item.clone();
+                    if let Err(why) = blocking(move || queue.done(&done)).await {
                         tracing::warn!(%why, "the queue of writes cannot be updated: one is written again after a restart");
+                    }
+                    if let Item::Blob(digest) = &item {
+                        vault.release(digest);
                     }
                 }
                 Err(why) => {

@@ -10,7 +10,7 @@ use shoal_engine::io::{Input, LocalBlob, LookupSource, Opened, ReadError, Reader
 use shoal_engine::message::PeerHint;
 use shoal_net::identity::Identity;
 use shoal_origin::{BackendError, BackendSet, Member, WriteMode};
-use shoal_store::Store;
+use shoal_store::{Pin, Store};
 use shoal_types::{
     Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, RepositoryName, Signed,
     SignedMetainfo, VouchedMetainfo,
@@ -61,6 +61,8 @@ pub struct Vault {
     busy: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// Who has blobs that are being read, so that not every piece asks all backends.
     holders: Mutex<BTreeMap<Digest, Member>>,
+    /// Blobs of the queue: pinned, the store does not evict them whatever else it believes of them.
+    queued: Mutex<BTreeMap<Digest, Pin>>,
     news: Box<dyn Fn(GossipMessage) + Send + Sync>,
 }
 
@@ -79,7 +81,8 @@ impl Vault {
         news: Box<dyn Fn(GossipMessage) + Send + Sync>,
     ) -> Self {
         let (busy, holders) = (Mutex::default(), Mutex::default());
-        Self { backends, queue, store, identity, busy, holders, news }
+        let queued = queue.blobs().into_iter().map(|digest| (digest, store.pin(&digest))).collect();
+        Self { backends, queue, store, identity, busy, holders, queued: Mutex::new(queued), news }
     }
 
     /// Its backends.
@@ -238,6 +241,8 @@ impl Vault {
     ) -> Result<VouchedMetainfo, AnchorError> {
         let digest = metainfo.digest();
         let keeper = self.keeper(repository)?.clone();
+        // From before it arrives until it is in the backend or the queue.
+        let pin = self.store.pin(&digest);
         let found = match keeper.write {
             WriteMode::Through => self.find(&digest).await,
             // A push does not wait for a backend that does not answer.
@@ -273,7 +278,12 @@ impl Vault {
                     store.set_anchored(&digest, false).map_err(|error| error.to_string())?;
                     queue.push(Item::Blob(digest), repository, wall_now()).map_err(|error| error.to_string())
                 });
-                queued.await.map_err(AnchorError::Store)?;
+                // Before it is queued: who writes it lets go of it.
+                self.queued.lock().insert(digest, pin);
+                if let Err(why) = queued.await {
+                    self.release(&digest);
+                    return Err(AnchorError::Store(why));
+                }
             }
         }
         let metainfo = Arc::new(vouched.value().clone());
@@ -294,6 +304,13 @@ impl Vault {
         let (store, evictable) = (self.store.clone(), !is_shared(&path));
         blocking(move || store.set_anchored(&digest, evictable)).await.map_err(AnchorError::Store)?;
         Ok(())
+    }
+
+    /// A blob has left the queue: from now on the store may evict it.
+    pub(crate) fn release(&self, digest: &Digest) {
+        if !self.queue.contains(&Item::Blob(*digest)) {
+            self.queued.lock().remove(digest);
+        }
     }
 
     /// Writes a blob of the queue to its backend.

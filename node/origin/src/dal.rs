@@ -23,7 +23,7 @@ use crate::url::{BackendUrl, Scheme};
 /// Object whose writes tell whether the store may be written.
 const PROBE: &str = "shoal-probe";
 /// Bytes of a part of a large upload.
-const PART_BYTES: usize = 16 << 20;
+const PART_BYTES: usize = 8 << 20;
 /// How long one request without a body may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long reading or writing one part may take.

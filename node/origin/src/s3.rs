@@ -26,8 +26,8 @@ use errors::{Refusal, refusal};
 
 /// Object whose writes tell whether the server holds conditions.
 const PROBE: &str = "shoal-probe";
-/// Size of the parts of a large upload: large enough that requests do not matter, small enough that many are in flight.
-const PART_BYTES: u64 = 16 << 20;
+/// Size of the parts of a large upload: large enough that requests do not matter, small enough that several are in memory.
+const PART_BYTES: u64 = 8 << 20;
 /// Least size of a part but the last (Amazon S3 User Guide, "Amazon S3 multipart upload limits").
 const PART_BYTES_MIN: u64 = 5 << 20;
 /// Most parts of an upload (same place).

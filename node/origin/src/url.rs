@@ -79,20 +79,20 @@ impl Scheme {
                 ("sse", "server-side encryption: `AES256` or `aws:kms`"),
                 ("sse-kms-key", "id of the key for `sse=aws:kms`"),
                 ("checksums", "`false` for servers that refuse the checksums of newer clients"),
-                ("part-size", "size of the parts of a large upload (default `16MiB`)"),
-                ("concurrency", "parts in flight at once (default 8)"),
+                ("part-size", "size of the parts of a large upload (default `8MiB`)"),
+                ("concurrency", "parts in flight, and in memory, at once (default 4)"),
                 ("ca", "file with the certificates (PEM) that the server's is checked against"),
             ],
             Self::Azblob => &[
                 ("endpoint", "URL of the account, as in `https://ACCOUNT.blob.core.windows.net`"),
                 ("account", "account; otherwise `AZURE_STORAGE_ACCOUNT_NAME` or that of the endpoint"),
-                ("concurrency", "parts in flight at once (default 8)"),
+                ("concurrency", "parts in flight, and in memory, at once (default 4)"),
             ],
             Self::Gcs => &[
                 ("endpoint", "URL of a server other than Google's"),
                 ("anonymous", "`true`: no credentials"),
                 ("storage-class", "storage class of blobs, as in `NEARLINE`"),
-                ("concurrency", "parts in flight at once (default 8)"),
+                ("concurrency", "parts in flight, and in memory, at once (default 4)"),
             ],
             Self::Webhdfs => &[
                 ("user", "user name, where HDFS does not authenticate"),
@@ -378,7 +378,7 @@ impl BackendUrl {
             let number = text.parse().ok().filter(|number| (1..=64).contains(number));
             number.ok_or_else(|| self.bad_value("concurrency", "a number from 1 to 64"))
         };
-        Ok(self.option("concurrency").map(parse).transpose()?.unwrap_or(8))
+        Ok(self.option("concurrency").map(parse).transpose()?.unwrap_or(4))
     }
 
     fn bad_value(&self, option: &str, expected: &str) -> BackendUrlError {
