@@ -109,7 +109,6 @@ impl Scheme {
                     "docker-config",
                     "file with credentials, as docker writes it (default `~/.docker/config.json`)",
                 ),
-                ("max-age", "how long a tag's answer is taken for fresh (default `1m`)"),
             ],
             Self::Http | Self::Https => &[
                 ("ca", "file with the certificates (PEM) that the server's is checked against"),
@@ -303,7 +302,6 @@ impl BackendUrl {
         }
         self.concurrency()?;
         self.write_mode()?;
-        self.max_age()?;
         match self.option("sse") {
             None | Some("AES256" | "aws:kms") => {}
             Some(_) => return Err(self.bad_value("sse", "AES256 or aws:kms")),
@@ -342,17 +340,6 @@ impl BackendUrl {
     /// Whether the process is not ready without it.
     pub fn must_be_ready(&self) -> bool {
         self.switch("must-be-ready").ok().flatten().unwrap_or(false)
-    }
-
-    /// How long a tag's answer is fresh.
-    ///
-    /// # Errors
-    /// [`BackendUrlError::Value`].
-    pub fn max_age(&self) -> Result<Option<std::time::Duration>, BackendUrlError> {
-        let parse = |text: &str| {
-            humantime::parse_duration(text).map_err(|_| self.bad_value("max-age", "a duration, as in 30s"))
-        };
-        self.option("max-age").map(parse).transpose()
     }
 
     pub(crate) fn size(&self, name: &str) -> Result<Option<u64>, BackendUrlError> {
