@@ -10,7 +10,8 @@ set -eu
 BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates"
 DEMO="busybox-static jq"
 BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
-TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps"
+TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps
+	docker-registry nodejs npm python3"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
 missing() {
@@ -28,6 +29,11 @@ install() {
 	if echo "$wanted" | grep -qx docker-cli && command -v docker >/dev/null; then
 		wanted=$(echo "$wanted" | grep -vx docker-cli || true)
 	fi
+	# Node's own packages bring npm with them.
+	if command -v npm >/dev/null && command -v node >/dev/null; then
+		wanted=$(echo "$wanted" | grep -vx -e npm -e nodejs || true)
+	fi
+	command -v python3 >/dev/null && wanted=$(echo "$wanted" | grep -vx python3 || true)
 	[ -n "$wanted" ] || return 0
 	echo "installing: $(echo "$wanted" | tr '\n' ' ')"
 	as_root apt-get update -q
@@ -62,3 +68,5 @@ tests) install $BUILD $DEMO $TESTS ;;
 *) echo "usage: $0 [build|demo|bench|tests]" >&2; exit 2 ;;
 esac
 install_rust
+# Servers that Debian does not have, for the tests of storage backends.
+[ "${1:-tests}" != tests ] || PATH="$PATH:$HOME/.cargo/bin" "$(dirname "$0")/tools.sh"

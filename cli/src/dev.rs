@@ -61,7 +61,7 @@ pub(crate) async fn run(args: DevArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&blobs).with_context(|| format!("cannot make {}", blobs.display()))?;
     let origin_config = Config {
         origin: true,
-        backend: Some(format!("fs:{}", blobs.display())),
+        backend: vec![format!("fs:{}", blobs.display())],
         ..part_config(&dir, "origin", &doors)
     };
     let roles = Roles::NONE.with(Role::Node).with(Role::Origin);

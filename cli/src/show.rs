@@ -47,6 +47,31 @@ pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
         size(number("/store/used_bytes")),
         size(number("/store/capacity_bytes"))
     );
+    for backend in status.get("backends").and_then(Value::as_array).into_iter().flatten() {
+        let bytes = |key: &str| size(backend.get(key).and_then(Value::as_u64).unwrap_or_default());
+        let back = backend.get("write_back").and_then(Value::as_bool).unwrap_or_default();
+        println!(
+            "{:<20}{}{}  read {}  written {}  failures {}",
+            "backend",
+            text(backend.get("backend")),
+            if back { "  write back" } else { "" },
+            bytes("read_bytes"),
+            bytes("written_bytes"),
+            text(backend.get("failures"))
+        );
+    }
+    if let Some(queue) = status.get("queue").filter(|queue| !queue.is_null()) {
+        println!(
+            "{:<20}{} blobs, {} records, the oldest for {} s",
+            "waiting for backend",
+            text(queue.get("blobs")),
+            text(queue.get("records")),
+            queue.get("oldest_ms").and_then(Value::as_u64).unwrap_or_default() / 1000
+        );
+        if let Some(why) = queue.get("last_error").and_then(Value::as_str) {
+            println!("{:<20}{why}", "last failure");
+        }
+    }
     for origin in status.get("origins").and_then(Value::as_array).into_iter().flatten() {
         println!("{:<20}{}  zone {}", "origin", text(origin.get("peer")), text(origin.get("zone")));
     }

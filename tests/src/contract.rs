@@ -16,6 +16,12 @@ pub mod metric {
     pub const RECEIVED_BYTES: &str = "shoal_received_bytes_total";
     /// The label of [`RECEIVED_BYTES`] and its value for the process's own backend.
     pub const FROM_BACKEND: (&str, &str) = ("source", "backend");
+    /// What waits to be written to an origin's backends.
+    pub const QUEUE: &str = "shoal_backend_queue";
+    /// Traffic of an origin's backends; label [`BACKEND_READ`] or another count.
+    pub const BACKEND: &str = "shoal_backend";
+    /// The label of [`BACKEND`] and its value for bytes read.
+    pub const BACKEND_READ: (&str, &str) = ("what", "read_bytes");
     /// Peers dropped; label [`DROPPED_WHY`].
     pub const PEERS_DROPPED: &str = "shoal_peers_dropped_total";
     /// The label of [`PEERS_DROPPED`] and its value for a corrupt piece.

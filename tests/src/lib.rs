@@ -20,4 +20,5 @@ pub mod wait;
 pub use image::{Dialect, Image, ImageBuilder};
 pub use mesh::{Mesh, MeshBuilder, NodeSpec};
 pub use registry::Registry;
+pub use shoal_origin::conformance::servers::Server;
 pub use wait::wait_until;

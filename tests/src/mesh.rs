@@ -99,6 +99,11 @@ impl NodeSpec {
         self
     }
 
+    /// With variables in its environment.
+    pub fn envs(self, variables: &[(&str, &str)]) -> Self {
+        variables.iter().fold(self, |spec, (name, value)| spec.env(name, value))
+    }
+
     /// With a variable in its environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
@@ -399,6 +404,17 @@ impl Mesh {
     /// When it is down, or had ended by itself.
     pub async fn kill(&mut self, name: &str) -> Result<()> {
         self.take(name)?.kill().await
+    }
+
+    /// Empties the disk of a process that is down. Its identity stays.
+    ///
+    /// # Errors
+    /// When it is not down, or those of the file system.
+    pub fn wipe(&self, name: &str) -> Result<()> {
+        let node = self.node(name)?;
+        ensure!(node.process.is_none(), "{name} is not down");
+        std::fs::remove_dir_all(&node.data_dir)?;
+        Ok(())
     }
 
     /// Waits for the end of a process that was killed by its id.

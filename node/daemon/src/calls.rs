@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use shoal_engine::message::PeerHint;
+use shoal_origin::BackendError;
 use shoal_types::{PeerId, Role};
 use tokio::sync::mpsc;
 
@@ -59,7 +60,7 @@ impl Node {
                 let endpoints =
                     self.directory().get(&peer).map(|member| member.endpoints).unwrap_or_default();
                 let pusher = PeerHint { peer, zone: credential.zone.clone(), endpoints, complete: true };
-                match vault.anchor(*metainfo, Some(pusher), self.driver()).await {
+                match vault.anchor(*metainfo, repository.as_ref(), Some(pusher), self.driver()).await {
                     Ok(vouched) => Answer::Anchored(Box::new(vouched)),
                     Err(error) => anchor_failed(&error),
                 }
@@ -75,6 +76,7 @@ fn anchor_failed(error: &AnchorError) -> Answer {
         AnchorError::Corrupt(_) => Failure::Corrupt,
         // Errors of the disk reach this place as texts, through the engine or the backend; a full one says so in its own.
         _ if is_no_space(&why) => Failure::NoSpace,
+        AnchorError::Nowhere(_) | AnchorError::Backend(BackendError::ReadOnly { .. }) => Failure::Denied,
         AnchorError::Fetch(_) | AnchorError::Store(_) | AnchorError::Backend(_) => Failure::Unavailable,
     };
     tracing::warn!(%error, "a pushed blob is not anchored");

@@ -100,9 +100,11 @@ settings! {
     ops("ops", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7070));
     /// Whether this process is an origin: it stores pushed blobs and vouches for metainfo and tags.
     origin("origin", Switch, ""): bool = false;
-    /// Where an origin stores durably, such as `fs:/srv/shoal`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backend("backend", Text, "URL"): Option<String> = None;
+    /// Where an origin stores durably: `fs:/srv/shoal`, `s3://BUCKET/PREFIX?endpoint=URL`, `azblob://CONTAINER/PREFIX`,
+    /// and others (docs/STORAGE.md). With `PATTERN=` before it only what is pushed to repositories whose whole names match
+    /// that regular expression; the first that matches wins.
+    #[serde(deserialize_with = "one_or_many")]
+    backend("backend", List, "[PATTERN=]URL"): Vec<String> = vec![];
     /// Number of origins that must have a pushed blob or tag on stable storage before the push is acknowledged.
     replicas("replicas", Number, "N"): usize = 1;
     /// Most bytes of blobs kept on disk; without it, what the file system has.
@@ -139,6 +141,20 @@ settings! {
     log("log", Text, "FILTER"): String = "info".to_owned();
     /// How logs look: `human` or `json`.
     log_format("log-format", Text, "FORMAT"): LogFormat = LogFormat::Human;
+}
+
+/// A list, of which one alone may be written without brackets.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Either {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::One(one) => vec![one],
+        Either::Many(many) => many,
+    })
 }
 
 /// A yes or no that defaults to yes, so that it is written with a value everywhere.
@@ -252,11 +268,16 @@ impl Config {
         if self.replicas == 0 {
             return conflict("replicas must be at least 1: a push has to be kept somewhere");
         }
-        if self.origin && self.backend.is_none() {
+        if self.origin && self.backend.is_empty() {
             return conflict("an origin needs a backend: set backend, for instance --backend fs:/srv/shoal");
         }
-        if !self.origin && self.backend.is_some() {
+        if !self.origin && !self.backend.is_empty() {
             return conflict("backend is set, but only an origin has one: set origin = true as well");
+        }
+        for rule in &self.backend {
+            if let Err(error) = rule.parse::<shoal_origin::BackendRule>() {
+                return Err(ConfigError::Value(format!("backend: {error}")));
+            }
         }
         if self.buffer_memory.as_u64() < 16 << 20 {
             return conflict("buffer-memory must be at least 16MiB: four pieces of the largest size");
@@ -390,6 +411,19 @@ mod tests {
         assert!(line(load("", &[], &[("zone", "EU!")])).contains("--zone"));
         assert!(line(load("origin = true", &[], &[])).contains("backend"));
         assert!(line(load("replicas = 0", &[], &[])).contains("replicas"));
+        let origin = |backend: &str| line(load(&format!("origin = true\nbackend = {backend}"), &[], &[]));
+        assert!(origin("\"s3://b?path-stile=true\"").contains("path-style"));
+        assert!(origin("[\"a=fs:/x\", \"ftp:/x\"]").contains("ftp"));
+        assert!(origin("7").contains("a text or a list"));
+    }
+
+    #[test]
+    fn one_backend_or_several() {
+        let one = load("origin = true\nbackend = \"fs:/a\"", &[], &[]).unwrap();
+        assert_eq!(one.backend, ["fs:/a"]);
+        let flags = [("backend", "prod/.*=s3://b?region=x"), ("backend", "fs:/a")];
+        let two = load("origin = true\nbackend = \"fs:/z\"", &[], &flags).unwrap();
+        assert_eq!(two.backend, ["prod/.*=s3://b?region=x", "fs:/a"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The engine decides, the [`driver`] moves bytes, [`node::Node`] is what gateways and the command line work with.
 //! Nothing here speaks the OCI API; that is the gateway's.
 
+pub mod archive;
 pub mod calls;
 pub mod clock;
 pub mod config;
@@ -18,6 +19,7 @@ mod persistence;
 mod pieces;
 pub mod pulls;
 pub mod push;
+pub mod queue;
 pub mod reader;
 pub mod records;
 pub mod rpc;

@@ -30,10 +30,26 @@ pub const FIGURE_HELP: &str = "Counts of the planes, of admission and of the sto
 /// A figure that another part counts itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FigureLabel {
-    /// `control`, `data`, `tls` or `store`.
+    /// `control`, `data`, `tls`, `store`, `queue` or `records`.
     pub part: &'static str,
     /// The figure's name there.
     pub name: &'static str,
+}
+
+/// What is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// `blob` or `record`.
+    pub kind: &'static str,
+}
+
+/// A count of one of an origin's backends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BackendLabel {
+    /// The backend, without secrets.
+    pub backend: String,
+    /// `read_bytes`, `written_bytes` or `failures`.
+    pub what: &'static str,
 }
 
 /// All counters, gauges and histograms of the daemon itself.
@@ -75,6 +91,12 @@ pub struct Metrics {
     pub origins: Gauge,
     /// Members this process has heard of.
     pub members: Gauge,
+    /// What waits to be written to an origin's backends, copied at each scrape.
+    pub queue: Family<KindLabel, Gauge>,
+    /// How long the oldest of it has been waiting, in seconds.
+    pub queue_age: Gauge<f64, AtomicU64>,
+    /// Traffic of an origin's backends, copied at each scrape.
+    pub backends: Family<BackendLabel, Gauge<u64, AtomicU64>>,
     /// Figures that other parts count themselves, copied at each scrape.
     pub figures: Family<FigureLabel, Gauge<u64, AtomicU64>>,
 }
@@ -107,6 +129,9 @@ impl Metrics {
             connections: Gauge::default(),
             origins: Gauge::default(),
             members: Gauge::default(),
+            queue: Family::default(),
+            queue_age: Gauge::default(),
+            backends: Family::default(),
             figures: Family::default(),
         };
         own.register(registry.sub_registry_with_prefix("shoal"));
@@ -160,6 +185,22 @@ impl Metrics {
         shoal.register("connections", "Data-plane connections", self.connections.clone());
         shoal.register("origins", "Origins alive, as far as known", self.origins.clone());
         shoal.register("members", "Members heard of", self.members.clone());
+        shoal.register(
+            "backend_queue",
+            "Blobs and records that wait to be written to a backend",
+            self.queue.clone(),
+        );
+        shoal.register_with_unit(
+            "backend_queue_age",
+            "How long the oldest of them has been waiting",
+            Unit::Seconds,
+            self.queue_age.clone(),
+        );
+        shoal.register(
+            "backend",
+            "Traffic of an origin's backends since the start, by backend",
+            self.backends.clone(),
+        );
         shoal.register("figure", FIGURE_HELP, self.figures.clone());
     }
 

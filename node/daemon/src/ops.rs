@@ -6,6 +6,7 @@ mod blobs;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -21,9 +22,12 @@ use shoal_net::control::ControlHandle;
 use shoal_types::{Digest, PeerId};
 use tokio::net::TcpListener;
 
-use crate::metrics::{FIGURE_HELP, FigureLabel};
+use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
 use crate::node::Node;
 use crate::pulls::Pull;
+
+/// How long a backend may take to answer the question whether it is ready: a probe from outside waits no longer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts the listener; it serves until the node stops.
 ///
@@ -97,8 +101,24 @@ async fn ready(State(node): State<Node>) -> Response {
         Some(status) if status.peers.is_empty() && !node.config().bootstrap.is_empty() => {
             (StatusCode::SERVICE_UNAVAILABLE, "no member of the mesh is connected\n").into_response()
         }
-        Some(_) => "ready\n".into_response(),
+        Some(_) => match unready_backend(&node).await {
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+            None => "ready\n".into_response(),
+        },
     }
+}
+
+/// Why a backend that must be ready is not.
+async fn unready_backend(node: &Node) -> Option<String> {
+    for member in node.vault()?.backends().all().iter().filter(|member| member.must_be_ready) {
+        let why = match tokio::time::timeout(PROBE_TIMEOUT, member.backend.probe()).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer in {} s", PROBE_TIMEOUT.as_secs()),
+        };
+        return Some(format!("the backend {} is not ready: {why}", member.backend.describe()));
+    }
+    None
 }
 
 async fn metrics(State(node): State<Node>) -> Response {
@@ -139,6 +159,26 @@ async fn refresh(node: &Node) {
     for (reason, value) in node.tls().rejections().iter() {
         copy("tls", reason.name(), value);
     }
+    if let Some(vault) = node.vault() {
+        let queue = vault.queue().status(node.clock().wall());
+        metrics.queue.get_or_create(&KindLabel { kind: "blob" }).set(small(queue.blobs));
+        metrics.queue.get_or_create(&KindLabel { kind: "record" }).set(small(queue.records));
+        metrics.queue_age.set(queue.oldest_ms as f64 / 1000.0);
+        copy("queue", "retries", queue.retries);
+        for member in vault.backends().all() {
+            let traffic = &member.traffic;
+            for (what, value) in [
+                ("read_bytes", traffic.read_bytes()),
+                ("written_bytes", traffic.written_bytes()),
+                ("failures", traffic.failures()),
+            ] {
+                let label = BackendLabel { backend: member.backend.describe(), what };
+                metrics.backends.get_or_create(&label).set(value);
+            }
+        }
+    }
+    copy("records", "settled", u64::from(node.records().is_settled()));
+    copy("records", "recovered", node.records().archive().map_or(0, |archive| archive.recovered()));
     copy("store", "refused_no_space", usage.refused_no_space);
     copy("store", "refused_uploads", usage.refused_uploads);
     copy("store", "pieces_lost", usage.pieces_lost);
@@ -162,6 +202,31 @@ struct Status {
     origins: Vec<OriginStatus>,
     store: StoreStatus,
     swarms: usize,
+    backends: Vec<BackendStatus>,
+    queue: Option<crate::queue::QueueStatus>,
+}
+
+#[derive(Serialize)]
+struct BackendStatus {
+    backend: String,
+    keeps_pushes: bool,
+    write_back: bool,
+    must_be_ready: bool,
+    read_bytes: u64,
+    written_bytes: u64,
+    failures: u64,
+}
+
+fn backend_status(member: &shoal_origin::Member) -> BackendStatus {
+    BackendStatus {
+        backend: member.backend.describe(),
+        keeps_pushes: member.backend.is_writable(),
+        write_back: member.write == shoal_origin::WriteMode::Back,
+        must_be_ready: member.must_be_ready,
+        read_bytes: member.traffic.read_bytes(),
+        written_bytes: member.traffic.written_bytes(),
+        failures: member.traffic.failures(),
+    }
 }
 
 #[derive(Serialize)]
@@ -218,6 +283,11 @@ async fn status(State(node): State<Node>) -> Response {
             evicted_bytes: usage.evicted_bytes,
         },
         swarms,
+        backends: node
+            .vault()
+            .map(|vault| vault.backends().all().iter().map(backend_status).collect())
+            .unwrap_or_default(),
+        queue: node.vault().map(|vault| vault.queue().status(node.clock().wall())),
     })
     .into_response()
 }

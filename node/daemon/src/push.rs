@@ -12,6 +12,7 @@ use shoal_types::{Digest, Metainfo, RepositoryName, VouchedMetainfo};
 use crate::driver::blocking;
 use crate::links::AskError;
 use crate::node::Node;
+use crate::queue::Item;
 use crate::rpc::{Answer, Failure, Request};
 use crate::vault::{AnchorError, is_shared};
 
@@ -75,7 +76,9 @@ impl Node {
             }
             tokio::time::sleep(ORIGINS_POLL).await;
         };
-        if result.is_ok() && !self.store().path(&digest).is_some_and(|path| is_shared(&path)) {
+        // An origin that is the gateway as well may have it in its queue of writes.
+        let waits = self.vault().is_some_and(|vault| vault.queue().contains(&Item::Blob(digest)));
+        if result.is_ok() && !waits && !self.store().path(&digest).is_some_and(|path| is_shared(&path)) {
             // It is safe elsewhere: from now on it may be evicted here.
             let store = self.store().clone();
             blocking(move || store.set_anchored(&digest, true)).await.map_err(KeepError::Store)?;
@@ -156,7 +159,8 @@ impl Node {
             let Some(vault) = self.vault() else {
                 return Err(KeepError::Store("this process is no origin".to_owned()));
             };
-            return vault.anchor(metainfo.as_ref().clone(), None, self.driver()).await.map_err(keep_error);
+            let anchored = vault.anchor(metainfo.as_ref().clone(), repository.as_ref(), None, self.driver());
+            return anchored.await.map_err(keep_error);
         }
         let gib = metainfo.size() >> 30;
         let timeout = ANCHOR_TIMEOUT + Duration::from_secs(gib.saturating_mul(ANCHOR_SECONDS_PER_GIB));
@@ -193,6 +197,7 @@ impl Node {
 fn keep_error(error: AnchorError) -> KeepError {
     match error {
         AnchorError::Corrupt(digest) => KeepError::Corrupt(digest),
+        other @ AnchorError::Nowhere(_) => KeepError::Denied(other.to_string()),
         other if crate::calls::is_no_space(&other.to_string()) => KeepError::NoSpace(other.to_string()),
         other => KeepError::TooFew { kept: 0, wanted: 1, why: other.to_string() },
     }

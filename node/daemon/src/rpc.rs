@@ -84,6 +84,24 @@ pub enum Request {
         #[n(1)]
         limit: u32,
     },
+    /// "What is the newest record of this key that you yourself keep?" Asked of an origin by one that has become an
+    /// owner; who is asked asks nobody else.
+    #[n(7)]
+    PeekRecord {
+        /// Which register.
+        #[n(0)]
+        key: RecordKey,
+    },
+    /// As `ListRepositories`, with those of which only tombstones are left: for who copies them.
+    #[n(8)]
+    ListAllRepositories {
+        /// Only names after this one.
+        #[n(0)]
+        after: Option<RepositoryName>,
+        /// Most names wanted, at most [`PAGE_MAX`].
+        #[n(1)]
+        limit: u32,
+    },
 }
 
 /// Which records of a repository are listed.
@@ -98,6 +116,9 @@ pub enum Listing {
     /// All manifests.
     #[n(2)]
     Manifests,
+    /// Records of every kind, in the order of the ledger's keys: for who copies them.
+    #[n(3)]
+    All,
 }
 
 /// What an owner found of a blob.
@@ -217,7 +238,9 @@ mod tests {
                 after: Some(RecordKind::Manifest(digest)),
                 limit: 7,
             },
-            Request::ListRepositories { after: Some(repository), limit: 1 },
+            Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
+            Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
+            Request::PeekRecord { key: RecordKey { repository, kind: RecordKind::Blob(digest) } },
         ];
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);

@@ -1,17 +1,19 @@
 //! What a node does by itself: news from the mesh, eviction, expiry, and restoring copies when origins come and go.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::io::Input;
 use shoal_net::control::ControlEvent;
 use shoal_store::RemovalReason;
 use shoal_types::{Digest, GossipMessage, PeerId};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::directory::Member;
 use crate::driver::blocking;
 use crate::node::Node;
+use crate::queue::Item;
 use crate::rpc::{Answer, Found, Request};
 
 /// Between two rounds of writing out, evicting and expiring.
@@ -20,6 +22,8 @@ const ROUND: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(3);
 /// Between two blobs whose owners are asked, so that restoring thousands does not crowd out pulls.
 const RESTORE_PAUSE: Duration = Duration::from_millis(20);
+/// Items of the queue written side by side; a large blob goes up in parts besides.
+const WRITES: usize = 4;
 /// How long another origin may take to say whether it has a blob.
 const STAT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long another origin may take to fetch a blob it lacks.
@@ -102,6 +106,79 @@ pub(crate) async fn restore_copies(node: Node) {
     }
 }
 
+/// As an origin: whenever origins come or go, copies the records of the repositories it owns from then on.
+pub(crate) async fn settle_records(node: Node) {
+    let mut changes = node.control().watch_origins();
+    let others =
+        |node: &Node| node.records().others().iter().map(|one| one.peer).collect::<BTreeSet<PeerId>>();
+    let mut known = others(&node);
+    loop {
+        if node.records().is_settled() {
+            tokio::select! {
+                () = node.stopping() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        } else {
+            // Joins and leaves come in bursts: copying begins when they are over.
+            tokio::select! {
+                () = node.stopping() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(SETTLE) => match node.records().settle().await {
+                    Ok(0) => {}
+                    Ok(records) => tracing::info!(records, "records of repositories owned here are copied"),
+                    Err(error) => tracing::warn!(%error, "records cannot be copied yet; it is tried again"),
+                },
+            }
+        }
+        let now = others(&node);
+        if now != known {
+            known = now;
+            node.records().unsettle();
+        }
+    }
+}
+
+/// As an origin: writes what waits for the backend, a few at a time, until the node stops.
+pub(crate) async fn write_back(node: Node) {
+    let Some(vault) = node.vault().cloned() else { return };
+    let slots = Arc::new(Semaphore::new(WRITES));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let (item, repository) = tokio::select! {
+            () = node.stopping() => return,
+            next = vault.queue().next() => next,
+        };
+        let (node, vault) = (node.clone(), Arc::clone(&vault));
+        tokio::spawn(async move {
+            let written = match &item {
+                Item::Blob(digest) => {
+                    vault.write_back(*digest, repository.as_ref()).await.map_err(|error| error.to_string())
+                }
+                Item::Record(key) => node.records().write_back(key).await,
+            };
+            match written {
+                Ok(()) => {
+                    tracing::debug!(%item, "written to the backend");
+                    let queue = Arc::clone(vault.queue());
+                    let done = item.clone();
+                    if let Err(why) = blocking(move || queue.done(&done)).await {
+                        tracing::warn!(%why, "the queue of writes cannot be updated: one is written again after a restart");
+                    }
+                    if let Item::Blob(digest) = &item {
+                        vault.release(digest);
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!(%item, %why, "not written to the backend yet; it is tried again");
+                    let random = crate::keys::random_secret().first().copied().unwrap_or_default();
+                    vault.queue().failed(&item, &why, f64::from(random) / 255.0);
+                }
+            }
+            drop(slot);
+        });
+    }
+}
+
 async fn restore_all(node: &Node) {
     let blobs = node.store().blobs();
     for blob in blobs.into_iter().filter(|blob| blob.complete) {
@@ -127,8 +204,9 @@ async fn restore(node: &Node, digest: Digest) {
         if !lacks {
             continue;
         }
-        let anchor =
-            Request::Anchor { metainfo: Box::new(entry.metainfo.as_ref().clone()), repository: None };
+        // What is not in the backend yet is to go to the one it was pushed for.
+        let repository = node.vault().and_then(|vault| vault.queue().repository_of(&Item::Blob(digest)));
+        let anchor = Request::Anchor { metainfo: Box::new(entry.metainfo.as_ref().clone()), repository };
         match node.links().ask(owner.peer, &owner.endpoints, &anchor, ANCHOR_TIMEOUT).await {
             Ok(_) => tracing::info!(%digest, origin = %owner.peer, "a copy was restored"),
             Err(error) => tracing::warn!(%digest, %error, "a copy cannot be restored"),

@@ -2,22 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use shoal_engine::io::{Input, LocalBlob, LookupSource, Opened, ReadError, ReaderWant};
 use shoal_engine::message::PeerHint;
 use shoal_net::identity::Identity;
-use shoal_origin::{Backend, BackendError};
-use shoal_store::Store;
+use shoal_origin::{BackendError, BackendSet, Member, WriteMode};
+use shoal_store::{Pin, Store};
 use shoal_types::{
-    Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, Signed, SignedMetainfo,
-    VouchedMetainfo,
+    Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, RepositoryName, Signed,
+    SignedMetainfo, VouchedMetainfo,
 };
 
+use crate::clock::wall_now;
 use crate::driver::{DriverHandle, blocking};
+use crate::queue::{Item, SharedQueue};
 
 /// Bytes read from a backend at a time while a metainfo is made anew: a piece of the largest size.
 const SCAN_BYTES: u64 = 4 * 1024 * 1024;
+/// Such reads side by side: one alone would wait for each answer.
+const SCAN_AHEAD: usize = 4;
 
 /// Why a blob is not anchored.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +40,9 @@ pub enum AnchorError {
     /// The backend did not take it.
     #[error("the backend did not take the blob: {0}")]
     Backend(#[from] BackendError),
+    /// No backend keeps what is pushed to this repository.
+    #[error("no backend keeps what is pushed to {0}: see the origin's setting `backend`")]
+    Nowhere(String),
 }
 
 /// Whether a file has another name as well, such as the one in a backend that linked it.
@@ -44,23 +53,72 @@ pub(crate) fn is_shared(path: &std::path::Path) -> bool {
 
 /// The durable side of an origin.
 pub struct Vault {
-    backend: Arc<dyn Backend>,
+    backends: BackendSet,
+    queue: SharedQueue,
     store: Store,
     identity: Identity,
     /// One anchoring at a time a blob: the second asker waits and finds it done.
     busy: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Who has blobs that are being read, so that not every piece asks all backends.
+    holders: Mutex<BTreeMap<Digest, Member>>,
+    /// Blobs of the queue: pinned, the store does not evict them whatever else it believes of them.
+    queued: Mutex<BTreeMap<Digest, Pin>>,
     news: Box<dyn Fn(GossipMessage) + Send + Sync>,
 }
 
+/// How long a push with `write=back` looks whether the backend has the blob already.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Blobs whose holder is remembered; past it any is forgotten and asked for again.
+const HOLDERS_MAX: usize = 4096;
+
 impl Vault {
-    /// An origin's vault over `backend`; `news` publishes to the mesh.
+    /// An origin's vault over `backends`; what is written back waits in `queue`; `news` publishes to the mesh.
     pub fn new(
-        backend: Arc<dyn Backend>,
+        backends: BackendSet,
+        queue: SharedQueue,
         store: Store,
         identity: Identity,
         news: Box<dyn Fn(GossipMessage) + Send + Sync>,
     ) -> Self {
-        Self { backend, store, identity, busy: Mutex::default(), news }
+        let (busy, holders) = (Mutex::default(), Mutex::default());
+        let queued = queue.blobs().into_iter().map(|digest| (digest, store.pin(&digest))).collect();
+        Self { backends, queue, store, identity, busy, holders, queued: Mutex::new(queued), news }
+    }
+
+    /// Its backends.
+    pub fn backends(&self) -> &BackendSet {
+        &self.backends
+    }
+
+    /// What waits to be written.
+    pub fn queue(&self) -> &SharedQueue {
+        &self.queue
+    }
+
+    /// The backend that keeps what is pushed to `repository`; of blobs of no repository, the last that keeps anything.
+    ///
+    /// # Errors
+    /// [`AnchorError::Nowhere`].
+    pub fn keeper(&self, repository: Option<&RepositoryName>) -> Result<&Member, AnchorError> {
+        let nowhere =
+            || AnchorError::Nowhere(repository.map_or_else(|| "the mesh".to_owned(), ToString::to_string));
+        let chosen = match repository {
+            Some(repository) => self.backends.of(repository),
+            // The catch-all rule is the last one.
+            None => self.backends.all().iter().rev().find(|member| member.backend.is_writable()),
+        };
+        chosen.filter(|member| member.backend.is_writable()).ok_or_else(nowhere)
+    }
+
+    /// The backend that has a blob, and its size.
+    async fn find(&self, digest: &Digest) -> Result<Option<(Member, u64)>, BackendError> {
+        let Some(found) = self.backends.find(digest, None).await? else { return Ok(None) };
+        let mut holders = self.holders.lock();
+        if holders.len() >= HOLDERS_MAX {
+            holders.pop_first();
+        }
+        holders.insert(*digest, found.member.clone());
+        Ok(Some((found.member, found.size)))
     }
 
     /// Vouches for a metainfo.
@@ -73,7 +131,7 @@ impl Vault {
 
     /// Whether the backend has the blob; `false` also when it does not answer.
     pub async fn holds(&self, digest: &Digest) -> bool {
-        matches!(self.backend.stat(digest).await, Ok(Some(_)))
+        matches!(self.find(digest).await, Ok(Some(_)))
     }
 
     /// Size of a blob in the backend, `None` when it has none.
@@ -81,7 +139,7 @@ impl Vault {
     /// # Errors
     /// [`BackendError`]: it does not answer.
     pub async fn stat(&self, digest: &Digest) -> Result<Option<u64>, BackendError> {
-        self.backend.stat(digest).await
+        Ok(self.find(digest).await?.map(|(_, size)| size))
     }
 
     /// What the backend has of a blob the store does not have.
@@ -115,14 +173,23 @@ impl Vault {
         let entry = blocking(move || store.lookup(&wanted)).await?;
         let metainfo = entry.ok_or("the blob is not in the store's books")?.metainfo;
         let range = metainfo.layout().range_of(piece);
-        let bytes = self.backend.read_range(digest, range).await.map_err(|error| error.to_string())?;
+        let known = self.holders.lock().get(digest).cloned();
+        let holder = match known {
+            Some(holder) => holder,
+            None => {
+                let found = self.find(digest).await.map_err(|error| error.to_string())?;
+                found.ok_or("no backend has the blob any more")?.0
+            }
+        };
+        let bytes =
+            holder.backend.read_range(digest, None, range).await.map_err(|error| error.to_string())?;
         Ok(bytes.to_vec())
     }
 
     /// The metainfo stored beside a blob, vouched for by this origin; made anew when it is missing or damaged.
     async fn metainfo(&self, digest: Digest) -> Result<Option<VouchedMetainfo>, BackendError> {
-        let Some(size) = self.backend.stat(&digest).await? else { return Ok(None) };
-        if let Some(bytes) = self.backend.metainfo(&digest).await? {
+        let Some((holder, size)) = self.find(&digest).await? else { return Ok(None) };
+        if let Some(bytes) = holder.backend.metainfo(&digest).await? {
             match SignedMetainfo::from_bytes(&bytes) {
                 Ok(signed) if signed.value().digest() == digest && signed.value().size() == size => {
                     return Ok(Some(self.vouch(signed.value().clone())));
@@ -135,37 +202,19 @@ impl Vault {
                 }
             }
         }
-        let made = self.scan(digest, size).await?;
+        let made = scan(&holder, digest, size).await?;
         Ok(made.map(|metainfo| self.vouch(metainfo)))
     }
 
-    /// Reads a blob in the backend once to make its metainfo; `None` when its bytes do not have its digest.
-    async fn scan(&self, digest: Digest, size: u64) -> Result<Option<Metainfo>, BackendError> {
-        let Ok(layout) = PieceLayout::for_size(size) else { return Ok(None) };
-        let mut builder = MetainfoBuilder::new(digest.algorithm(), layout);
-        let mut next = 0;
-        while next < size {
-            let until = size.min(next + SCAN_BYTES);
-            let bytes = self.backend.read_range(&digest, next..until).await?;
-            builder.update(&bytes);
-            next = until;
-        }
-        match builder.finish() {
-            Some(metainfo) if metainfo.digest() == digest => Ok(Some(metainfo)),
-            _ => {
-                tracing::error!(%digest, "a blob in the backend does not have its digest: it is not served");
-                Ok(None)
-            }
-        }
-    }
-
-    /// Fetches a blob from who pushes it (unless it is here), checks it, and puts it on stable storage.
+    /// Fetches a blob from who pushes it (unless it is here), checks it, and puts it on stable storage: into the
+    /// repository's backend, or with `write=back` on this disk and into the queue.
     ///
     /// # Errors
     /// [`AnchorError`]: nothing may be acknowledged.
     pub async fn anchor(
         &self,
         metainfo: Metainfo,
+        repository: Option<&RepositoryName>,
         pusher: Option<PeerHint>,
         driver: &DriverHandle,
     ) -> Result<VouchedMetainfo, AnchorError> {
@@ -173,7 +222,7 @@ impl Vault {
         let lock = Arc::clone(self.busy.lock().entry(digest).or_default());
         let result = {
             let _one_at_a_time = lock.lock().await;
-            self.anchor_alone(metainfo, pusher, driver).await
+            self.anchor_alone(metainfo, repository, pusher, driver).await
         };
         let mut busy = self.busy.lock();
         // Two owners: the map and this call. Nobody waits any more.
@@ -186,32 +235,101 @@ impl Vault {
     async fn anchor_alone(
         &self,
         metainfo: Metainfo,
+        repository: Option<&RepositoryName>,
         pusher: Option<PeerHint>,
         driver: &DriverHandle,
     ) -> Result<VouchedMetainfo, AnchorError> {
         let digest = metainfo.digest();
-        if self.backend.stat(&digest).await? == Some(metainfo.size())
-            && let Some(vouched) = self.metainfo(digest).await?
-        {
-            return Ok(vouched);
+        let keeper = self.keeper(repository)?.clone();
+        // From before it arrives until it is in the backend or the queue.
+        let pin = self.store.pin(&digest);
+        let found = match keeper.write {
+            WriteMode::Through => self.find(&digest).await,
+            // A push does not wait for a backend that does not answer.
+            WriteMode::Back => match tokio::time::timeout(LOOK_TIMEOUT, self.find(&digest)).await {
+                Ok(found) => found,
+                Err(_) => Ok(None),
+            },
+        };
+        match found {
+            Ok(Some((_, size))) if size == metainfo.size() => {
+                if let Some(vouched) = self.metainfo(digest).await? {
+                    return Ok(vouched);
+                }
+            }
+            Ok(_) => {}
+            // A backend that is down is what writing back is for.
+            Err(error) if keeper.write == WriteMode::Back && error.is_retryable() => {}
+            Err(error) => return Err(error.into()),
         }
         self.fetch(&metainfo, pusher, driver).await?;
         let store = self.store.clone();
         blocking(move || store.commit(&digest)).await.map_err(AnchorError::Store)?;
         let vouched = self.vouch(metainfo);
-        let _pin = self.store.pin(&digest);
-        let path =
-            self.store.path(&digest).ok_or_else(|| AnchorError::Store("the blob vanished".to_owned()))?;
-        self.backend.put(&digest, &path, vouched.value().size(), &vouched.metainfo.to_bytes()).await?;
         let (store, proof) = (self.store.clone(), Arc::new(vouched.clone()));
         blocking(move || store.set_vouched(proof)).await.map_err(AnchorError::Store)?;
-        // A backend that shares the file with the store keeps its bytes anyway: evicting it would free nothing.
-        let (store, evictable) = (self.store.clone(), !is_shared(&path));
-        blocking(move || store.set_anchored(&digest, evictable)).await.map_err(AnchorError::Store)?;
+        match keeper.write {
+            WriteMode::Through => self.put(&keeper, &vouched).await?,
+            WriteMode::Back => {
+                // Not evictable before it is written: the store evicts nothing that is not anchored.
+                let (store, queue, repository) =
+                    (self.store.clone(), Arc::clone(&self.queue), repository.cloned());
+                let queued = blocking(move || {
+                    store.set_anchored(&digest, false).map_err(|error| error.to_string())?;
+                    queue.push(Item::Blob(digest), repository, wall_now()).map_err(|error| error.to_string())
+                });
+                // Before it is queued: who writes it lets go of it.
+                self.queued.lock().insert(digest, pin);
+                if let Err(why) = queued.await {
+                    self.release(&digest);
+                    return Err(AnchorError::Store(why));
+                }
+            }
+        }
         let metainfo = Arc::new(vouched.value().clone());
         driver.tell(Input::MetainfoLearned { metainfo, vouched: Some(Arc::new(vouched.clone())) }).await;
         (self.news)(GossipMessage::BlobAdded { digest, size: vouched.value().size() });
         Ok(vouched)
+    }
+
+    /// Puts a blob of the store into a backend; from then on the store may evict it.
+    async fn put(&self, keeper: &Member, vouched: &VouchedMetainfo) -> Result<(), AnchorError> {
+        let digest = vouched.value().digest();
+        let _pin = self.store.pin(&digest);
+        let path =
+            self.store.path(&digest).ok_or_else(|| AnchorError::Store("the blob vanished".to_owned()))?;
+        let (size, metainfo) = (vouched.value().size(), vouched.metainfo.to_bytes());
+        keeper.backend.put(&digest, &path, size, &metainfo).await?;
+        // A backend that shares the file with the store keeps its bytes anyway: evicting it would free nothing.
+        let (store, evictable) = (self.store.clone(), !is_shared(&path));
+        blocking(move || store.set_anchored(&digest, evictable)).await.map_err(AnchorError::Store)?;
+        Ok(())
+    }
+
+    /// A blob has left the queue: from now on the store may evict it.
+    pub(crate) fn release(&self, digest: &Digest) {
+        if !self.queue.contains(&Item::Blob(*digest)) {
+            self.queued.lock().remove(digest);
+        }
+    }
+
+    /// Writes a blob of the queue to its backend.
+    ///
+    /// # Errors
+    /// [`AnchorError`]: it stays in the queue, unless the blob is not in the store any more, of which the log tells.
+    pub(crate) async fn write_back(
+        &self,
+        digest: Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Result<(), AnchorError> {
+        let store = self.store.clone();
+        let entry = blocking(move || store.lookup(&digest)).await.map_err(AnchorError::Store)?;
+        let Some(entry) = entry.filter(|entry| entry.complete) else {
+            tracing::error!(%digest, "a blob that waited to be written to the backend was deleted from the store");
+            return Ok(());
+        };
+        let keeper = self.keeper(repository)?.clone();
+        self.put(&keeper, &self.vouch(entry.metainfo.as_ref().clone())).await
     }
 
     async fn fetch(
@@ -238,5 +356,26 @@ impl Vault {
             ReadError::Store(why) => AnchorError::Store(why),
             other => AnchorError::Fetch(other),
         })
+    }
+}
+
+/// Reads a blob in a backend once to make its metainfo; `None` when its bytes do not have its digest.
+async fn scan(holder: &Member, digest: Digest, size: u64) -> Result<Option<Metainfo>, BackendError> {
+    let Ok(layout) = PieceLayout::for_size(size) else { return Ok(None) };
+    let mut builder = MetainfoBuilder::new(digest.algorithm(), layout);
+    let ranges = (0..size.div_ceil(SCAN_BYTES)).map(|number| {
+        let start = number * SCAN_BYTES;
+        holder.backend.read_range(&digest, None, start..size.min(start + SCAN_BYTES))
+    });
+    let mut parts = futures::stream::iter(ranges).buffered(SCAN_AHEAD);
+    while let Some(bytes) = parts.next().await {
+        builder.update(&bytes?);
+    }
+    match builder.finish() {
+        Some(metainfo) if metainfo.digest() == digest => Ok(Some(metainfo)),
+        _ => {
+            tracing::error!(%digest, "a blob in the backend does not have its digest: it is not served");
+            Ok(None)
+        }
     }
 }

@@ -7,15 +7,13 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_types::{Digest, RepositoryName, TagName};
+use futures::stream::BoxStream;
+use shoal_types::{Digest, RecordKey, Reference, RepositoryName};
 
 /// Bytes one [`Backend::read_range`] may ask for: a few of the largest pieces.
 pub const READ_BYTES_MAX: u64 = 4 * shoal_types::layout::PIECE_BYTES_MAX as u64;
-/// Entries one page of a list may have.
-pub const LIST_MAX: usize = 1000;
-/// Bytes a tag's object may have: a signed record with its annotations (a manifest is at most 4 MiB, and the record
-/// repeats part of it).
-pub const TAG_OBJECT_BYTES_MAX: usize = 4 << 20;
+/// Bytes a record's object may have: a signed record is at most 64 KiB, and its envelope adds a few hundred bytes.
+pub const RECORD_OBJECT_BYTES_MAX: usize = 128 << 10;
 
 /// Why a backend does not do what it is asked to. The variants are what a caller can act on.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +40,14 @@ pub enum BackendError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The backend keeps nothing of what is pushed: it reads from somewhere else.
+    #[error("{backend} is read only: it has {what} only if its source has")]
+    ReadOnly {
+        /// What was to be written.
+        what: String,
+        /// The backend.
+        backend: String,
+    },
     /// The request makes no sense, or what is stored does not: trying again does not help.
     #[error("{what}: {why}")]
     Invalid {
@@ -58,6 +64,17 @@ impl BackendError {
         matches!(self, Self::Unavailable { .. })
     }
 
+    pub(crate) fn unavailable(
+        what: impl fmt::Display,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable { what: what.to_string(), source: source.into() }
+    }
+
+    pub(crate) fn denied(what: impl fmt::Display, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Denied { what: what.to_string(), source: source.into() }
+    }
+
     pub(crate) fn invalid(what: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self::Invalid { what: what.to_string(), why: why.to_string() }
     }
@@ -72,9 +89,33 @@ pub struct BlobFile {
     pub size: u64,
 }
 
-/// A place that keeps blobs and tags. Blobs never change; a blob that is there is whole, and its metainfo is there
-/// too. What has been put is durable when the call returns. Operations on one object from many processes at once
-/// leave one of their results, never a mixture.
+/// The state an object was read in: an ETag, a generation, or a hash of the content. Only equality means anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(pub(crate) String);
+
+/// A record's object as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The bytes, as they were put.
+    pub object: Vec<u8>,
+    /// The state they are of, for [`Backend::put_record`].
+    pub mark: Mark,
+}
+
+/// What a source of images says of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamManifest {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A place that keeps blobs and the records of repositories. Blobs never change; a blob that is there is whole, and its
+/// metainfo is there too. What has been put is durable when the call returns. Operations on one object from many
+/// processes at once leave one of their results, never a mixture.
 ///
 /// All methods are cancel safe: dropped, they may or may not have had their effect, wholly.
 #[async_trait]
@@ -82,17 +123,32 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// What it is, for messages; without secrets.
     fn describe(&self) -> String;
 
-    /// Checks that the backend can be read and written.
+    /// Whether it keeps what is pushed. One that does not answers all writes with [`BackendError::ReadOnly`], has no
+    /// records and lists nothing: it is the cache of somebody else's images.
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Backend::put_record`] holds its condition against writers in other processes. Where it does not, two
+    /// that write one record in the same moment can leave the older one, until it is written again.
+    fn has_conditional_writes(&self) -> bool;
+
+    /// Checks that the backend can be read, and written if it is meant to be.
     ///
     /// # Errors
     /// [`BackendError`], any but `NotFound`.
     async fn probe(&self) -> Result<(), BackendError>;
 
-    /// The size of a blob; `None` when it is not there.
+    /// The size of a blob; `None` when it is not there. Sources that keep blobs by repository look into `repository`;
+    /// without one they may not find it.
     ///
     /// # Errors
     /// [`BackendError`], any but `NotFound`.
-    async fn stat(&self, digest: &Digest) -> Result<Option<u64>, BackendError>;
+    async fn stat(
+        &self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Result<Option<u64>, BackendError>;
 
     /// The bytes of a blob's metainfo, as they were put; `None` when it is not there.
     ///
@@ -100,11 +156,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`BackendError`], any but `NotFound`.
     async fn metainfo(&self, digest: &Digest) -> Result<Option<Vec<u8>>, BackendError>;
 
-    /// Bytes of a blob, exactly `range`, which lies inside it and is at most [`READ_BYTES_MAX`] long.
+    /// Bytes of a blob, exactly `range`, which lies inside it and is at most [`READ_BYTES_MAX`] long. `repository` as
+    /// in [`Backend::stat`].
     ///
     /// # Errors
     /// [`BackendError`]; `Invalid` for a range that is too long or not inside the blob.
-    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, BackendError>;
+    async fn read_range(
+        &self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+        range: Range<u64>,
+    ) -> Result<Bytes, BackendError>;
 
     /// Puts the blob whose checked content is the local file `path`, of `size` bytes. The file must never change
     /// again (a backend may share its bytes); it may be unlinked once this returns. Does nothing but renew the
@@ -121,57 +183,80 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`BackendError`], any but `NotFound`.
     async fn delete(&self, digest: &Digest) -> Result<bool, BackendError>;
 
-    /// Up to `limit` (at most [`LIST_MAX`]) blobs after `after`, in the digests' order.
-    ///
-    /// # Errors
-    /// [`BackendError`], any but `NotFound`.
-    async fn list(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<BlobFile>, BackendError>;
+    /// All blobs, in no particular order, each at least once if it is there all the time. Ends at the first error.
+    fn list_blobs(&self) -> BoxStream<'_, Result<BlobFile, BackendError>>;
 
-    /// Sets a tag's object, at most [`TAG_OBJECT_BYTES_MAX`] long.
+    /// A record's object; `None` when there is none.
     ///
     /// # Errors
     /// [`BackendError`], any but `NotFound`.
-    async fn put_tag(
+    async fn get_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>, BackendError>;
+
+    /// Sets a record's object, at most [`RECORD_OBJECT_BYTES_MAX`] long, if it is still as it was read: with `expected`
+    /// of that mark, without one not there. Returns whether it was, and so the object is set; `false` asks for another
+    /// look. See [`Backend::has_conditional_writes`].
+    ///
+    /// # Errors
+    /// [`BackendError`], any but `NotFound`. After `Unavailable` it may be set all the same.
+    async fn put_record(
         &self,
-        repository: &RepositoryName,
-        tag: &TagName,
+        key: &RecordKey,
         object: &[u8],
-    ) -> Result<(), BackendError>;
+        expected: Option<&Mark>,
+    ) -> Result<bool, BackendError>;
 
-    /// A tag's object; `None` when there is none.
+    /// Deletes a record's object; returns whether there was one.
     ///
     /// # Errors
     /// [`BackendError`], any but `NotFound`.
-    async fn get_tag(
+    async fn delete_record(&self, key: &RecordKey) -> Result<bool, BackendError>;
+
+    /// The keys of all records, in no particular order, each at least once if it is there all the time. Ends at the
+    /// first error.
+    fn list_records(&self) -> BoxStream<'_, Result<RecordKey, BackendError>>;
+
+    /// What a source of images says that `reference` names in `repository`; `None` when it has no such manifest. A
+    /// backend that only keeps blobs and records says so of every reference.
+    ///
+    /// # Errors
+    /// [`BackendError`], any but `NotFound`.
+    async fn resolve(
         &self,
         repository: &RepositoryName,
-        tag: &TagName,
-    ) -> Result<Option<Vec<u8>>, BackendError>;
+        reference: &Reference,
+    ) -> Result<Option<UpstreamManifest>, BackendError> {
+        let _ = (repository, reference);
+        Ok(None)
+    }
+}
 
-    /// Deletes a tag's object; returns whether there was one.
-    ///
-    /// # Errors
-    /// [`BackendError`], any but `NotFound`.
-    async fn delete_tag(&self, repository: &RepositoryName, tag: &TagName) -> Result<bool, BackendError>;
+/// Checks the shape of a range; returns its length.
+pub(crate) fn range_len(digest: &Digest, range: &Range<u64>) -> Result<u64, BackendError> {
+    let len = range.end.checked_sub(range.start).filter(|len| *len <= READ_BYTES_MAX);
+    len.ok_or_else(|| BackendError::invalid(of_range(digest, range), "not a range that may be asked for"))
+}
 
-    /// Up to `limit` (at most [`LIST_MAX`]) tags of a repository after `after`, in bytewise order.
-    ///
-    /// # Errors
-    /// [`BackendError`], any but `NotFound`.
-    async fn list_tags(
-        &self,
-        repository: &RepositoryName,
-        after: Option<&TagName>,
-        limit: usize,
-    ) -> Result<Vec<TagName>, BackendError>;
+/// Names bytes of a blob in messages.
+pub(crate) fn of_range(digest: &Digest, range: &Range<u64>) -> String {
+    format!("bytes {} to {} of {digest}", range.start, range.end)
+}
 
-    /// Up to `limit` (at most [`LIST_MAX`]) repositories that have tags, after `after`, in bytewise order.
-    ///
-    /// # Errors
-    /// [`BackendError`], any but `NotFound`.
-    async fn list_repositories(
-        &self,
-        after: Option<&RepositoryName>,
-        limit: usize,
-    ) -> Result<Vec<RepositoryName>, BackendError>;
+/// Checks that `path` is a file of `size` bytes, and no link to one.
+pub(crate) fn check_source(path: &Path, size: u64) -> Result<(), BackendError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() == size => Ok(()),
+        Ok(meta) => {
+            let why = format!("expected a file of {size} bytes, found {}", meta.len());
+            Err(BackendError::invalid(path.display(), why))
+        }
+        Err(error) => Err(BackendError::invalid(path.display(), error)),
+    }
+}
+
+pub(crate) fn check_record_bytes(key: &RecordKey, object: &[u8]) -> Result<(), BackendError> {
+    if object.len() > RECORD_OBJECT_BYTES_MAX {
+        let why = format!("{} bytes are over the limit of {RECORD_OBJECT_BYTES_MAX}", object.len());
+        return Err(BackendError::invalid(key, why));
+    }
+    Ok(())
 }

@@ -15,9 +15,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use shoal_types::{Digest, RepositoryName, TagName};
+use futures::stream::BoxStream;
+use shoal_types::{Digest, RecordKey, RepositoryName};
 
-use crate::backend::{Backend, BackendError, BlobFile, LIST_MAX, READ_BYTES_MAX, TAG_OBJECT_BYTES_MAX};
+use crate::backend::{
+    Backend, BackendError, BlobFile, Mark, StoredRecord, check_record_bytes, check_source, of_range,
+    range_len,
+};
 use crate::layout;
 
 mod files;
@@ -29,6 +33,8 @@ use files::{copy, entries, failed, is_absence, remove, sync_dir, write_synced};
 const MARKER: &str = "shoal-backend";
 const MARKER_CONTENT: &[u8] = b"1\n";
 const TMP: &str = "tmp";
+/// Locked while a record is compared and replaced; under `tmp/`, for it means nothing to a reader.
+const LOCK: &str = "records.lock";
 /// Files under `tmp/` untouched for so long are a crash's: no put takes this long.
 const TMP_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -98,7 +104,11 @@ impl Backend for FsBackend {
         .await
     }
 
-    async fn stat(&self, digest: &Digest) -> Result<Option<u64>, BackendError> {
+    fn has_conditional_writes(&self) -> bool {
+        true
+    }
+
+    async fn stat(&self, digest: &Digest, _: Option<&RepositoryName>) -> Result<Option<u64>, BackendError> {
         let key = layout::blob_key(digest);
         self.blocking(move |inner| {
             let path = inner.root.join(key);
@@ -112,7 +122,12 @@ impl Backend for FsBackend {
         self.blocking(move |inner| inner.read_object(&key)).await
     }
 
-    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, BackendError> {
+    async fn read_range(
+        &self,
+        digest: &Digest,
+        _: Option<&RepositoryName>,
+        range: Range<u64>,
+    ) -> Result<Bytes, BackendError> {
         let digest = *digest;
         self.blocking(move |inner| inner.read_range(&digest, range)).await
     }
@@ -139,64 +154,53 @@ impl Backend for FsBackend {
         .await
     }
 
-    async fn list(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<BlobFile>, BackendError> {
-        let after = after.copied();
-        self.blocking(move |inner| inner.list(after, limit.min(LIST_MAX))).await
+    fn list_blobs(&self) -> BoxStream<'_, Result<BlobFile, BackendError>> {
+        list::stream(Arc::clone(&self.inner), layout::BLOBS, |key, size| {
+            layout::blob_of(key).map(|digest| BlobFile { digest, size })
+        })
     }
 
-    async fn put_tag(
-        &self,
-        repository: &RepositoryName,
-        tag: &TagName,
-        object: &[u8],
-    ) -> Result<(), BackendError> {
-        let (key, object) = (layout::tag_key(repository, tag), object.to_vec());
-        if object.len() > TAG_OBJECT_BYTES_MAX {
-            let why = format!("{} bytes are over the limit of {TAG_OBJECT_BYTES_MAX}", object.len());
-            return Err(BackendError::invalid(key, why));
-        }
-        self.blocking(move |inner| inner.write_object(&key, &object)).await
-    }
-
-    async fn get_tag(
-        &self,
-        repository: &RepositoryName,
-        tag: &TagName,
-    ) -> Result<Option<Vec<u8>>, BackendError> {
-        let key = layout::tag_key(repository, tag);
-        self.blocking(move |inner| inner.read_object(&key)).await
-    }
-
-    async fn delete_tag(&self, repository: &RepositoryName, tag: &TagName) -> Result<bool, BackendError> {
-        let key = layout::tag_key(repository, tag);
-        self.blocking(move |inner| inner.delete(&key)).await
-    }
-
-    async fn list_tags(
-        &self,
-        repository: &RepositoryName,
-        after: Option<&TagName>,
-        limit: usize,
-    ) -> Result<Vec<TagName>, BackendError> {
-        let (prefix, after) = (layout::tags_prefix(repository), after.cloned());
+    async fn get_record(&self, key: &RecordKey) -> Result<Option<StoredRecord>, BackendError> {
+        let key = layout::record_key(key);
         self.blocking(move |inner| {
-            let mut tags: Vec<TagName> =
-                inner.names(&inner.root.join(prefix))?.iter().filter_map(|name| name.parse().ok()).collect();
-            tags.retain(|tag| after.as_ref().is_none_or(|after| tag > after));
-            tags.truncate(limit.min(LIST_MAX));
-            Ok(tags)
+            let object = inner.read_object(&key)?;
+            Ok(object.map(|object| StoredRecord { mark: mark_of(&object), object }))
         })
         .await
     }
 
-    async fn list_repositories(
+    async fn put_record(
         &self,
-        after: Option<&RepositoryName>,
-        limit: usize,
-    ) -> Result<Vec<RepositoryName>, BackendError> {
-        let after = after.cloned();
-        self.blocking(move |inner| inner.list_repositories(after.as_ref(), limit.min(LIST_MAX))).await
+        key: &RecordKey,
+        object: &[u8],
+        expected: Option<&Mark>,
+    ) -> Result<bool, BackendError> {
+        check_record_bytes(key, object)?;
+        let (key, object, expected) = (layout::record_key(key), object.to_vec(), expected.cloned());
+        self.blocking(move |inner| {
+            let _lock = inner.lock_records()?;
+            let now = inner.read_object(&key)?.map(|object| mark_of(&object));
+            if now != expected {
+                return Ok(false);
+            }
+            inner.write_object(&key, &object).map(|()| true)
+        })
+        .await
     }
+
+    async fn delete_record(&self, key: &RecordKey) -> Result<bool, BackendError> {
+        let key = layout::record_key(key);
+        self.blocking(move |inner| inner.delete(&key)).await
+    }
+
+    fn list_records(&self) -> BoxStream<'_, Result<RecordKey, BackendError>> {
+        list::stream(Arc::clone(&self.inner), layout::TAGS, |key, _| layout::record_of(key))
+    }
+}
+
+/// The state of a file: its content, for times and inodes repeat.
+fn mark_of(object: &[u8]) -> Mark {
+    Mark(Digest::sha256(object).hex())
 }
 
 impl Inner {
@@ -242,6 +246,9 @@ impl Inner {
     fn sweep_tmp(&self, tmp: &Path, age_max: Duration) -> Result<(), BackendError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for entry in entries(tmp)? {
+            if entry.file_name() == LOCK {
+                continue;
+            }
             // The time of the last change of the inode: a hard link keeps its file's time of writing.
             let Ok(meta) = entry.metadata() else { continue };
             let changed = Duration::from_secs(u64::try_from(meta.ctime()).unwrap_or(0));
@@ -287,14 +294,12 @@ impl Inner {
 
     fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, BackendError> {
         let path = self.root.join(layout::blob_key(digest));
-        let what = || format!("bytes {} to {} of {digest}", range.start, range.end);
-        let len = range.end.checked_sub(range.start).filter(|len| *len <= READ_BYTES_MAX);
-        let len = len.ok_or_else(|| BackendError::invalid(what(), "not a range that may be asked for"))?;
+        let len = range_len(digest, &range)?;
         let file = self.optional(&path, File::open(&path))?;
         let file = file.ok_or_else(|| BackendError::NotFound { what: digest.to_string() })?;
         let size = file.metadata().map_err(failed("look at", &path))?.len();
         if range.end > size {
-            return Err(BackendError::invalid(what(), format!("beyond its {size} bytes")));
+            return Err(BackendError::invalid(of_range(digest, &range), format!("beyond its {size} bytes")));
         }
         // At most READ_BYTES_MAX.
         let mut buffer = vec![0; usize::try_from(len).unwrap_or(0)];
@@ -305,14 +310,7 @@ impl Inner {
     fn put(&self, digest: &Digest, source: &Path, size: u64, metainfo: &[u8]) -> Result<(), BackendError> {
         self.check_mounted()?;
         // Not through a symbolic link: a hard link would be one to the link.
-        match fs::symlink_metadata(source) {
-            Ok(meta) if meta.is_file() && meta.len() == size => {}
-            Ok(meta) => {
-                let why = format!("expected a file of {size} bytes, found {}", meta.len());
-                return Err(BackendError::invalid(source.display(), why));
-            }
-            Err(error) => return Err(BackendError::invalid(source.display(), error)),
-        }
+        check_source(source, size)?;
         // The metainfo first: a blob that is there has its metainfo.
         self.write_object(&layout::metainfo_key(digest), metainfo)?;
         let path = self.root.join(layout::blob_key(digest));
@@ -362,6 +360,15 @@ impl Inner {
             dir = at.parent();
         }
         Ok(())
+    }
+
+    /// One comparison at a time, among all processes that share the directory (where its locks reach).
+    fn lock_records(&self) -> Result<File, BackendError> {
+        self.check_mounted()?;
+        let path = self.root.join(TMP).join(LOCK);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let locked = file.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(failed("lock", &path))
     }
 
     fn delete(&self, key: &str) -> Result<bool, BackendError> {

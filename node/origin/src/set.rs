@@ -1,77 +1,71 @@
 //! Which backend keeps what.
 
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use regex::Regex;
 use shoal_types::{Digest, RepositoryName};
 
 use crate::backend::{Backend, BackendError};
+use crate::dal::DalStore;
 use crate::fs::FsBackend;
+use crate::http::HttpBackend;
+use crate::limited::{Limited, Traffic};
+use crate::objects::ObjectBackend;
+use crate::registry::RegistryBackend;
+use crate::s3::S3Store;
+use crate::throttle::Throttle;
+use crate::url::{BackendRule, BackendUrl, Scheme, WriteMode};
 
-/// Where a backend is, as users write it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BackendUrl {
-    /// `fs:/path` or `fs:///path`: a directory.
-    Fs(PathBuf),
-}
-
-/// Why a text is not a backend's URL.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BackendUrlError {
-    /// It has no scheme, or one that is not known.
-    #[error("{0:?} is not a backend: expected fs:/absolute/path")]
-    Scheme(String),
-    /// The path is not absolute.
-    #[error("the path of {0:?} must be absolute, as in fs:/srv/shoal")]
-    Path(String),
-}
-
-impl FromStr for BackendUrl {
-    type Err = BackendUrlError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let path = text.strip_prefix("fs:").ok_or_else(|| BackendUrlError::Scheme(text.to_owned()))?;
-        // With two slashes a host would follow, so only an empty one will do.
-        let path = match path.strip_prefix("//") {
-            Some(after_host) => after_host,
-            None => path,
-        };
-        if !path.starts_with('/') {
-            return Err(BackendUrlError::Path(text.to_owned()));
-        }
-        Ok(Self::Fs(PathBuf::from(path)))
-    }
-}
-
-impl fmt::Display for BackendUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fs(path) => write!(f, "fs:{}", path.display()),
-        }
-    }
+/// A backend of a set, and how it is used.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The backend.
+    pub backend: Arc<dyn Backend>,
+    /// When a push has reached it.
+    pub write: WriteMode,
+    /// Whether the process is not ready while it does not answer.
+    pub must_be_ready: bool,
+    /// What went to and from it.
+    pub traffic: Arc<Traffic>,
 }
 
 impl BackendUrl {
-    /// Opens the backend.
+    /// Opens the backend and has it answer once.
+    ///
+    /// # Errors
+    /// [`BackendError`], with what to put right. `Unavailable` says that it may answer later.
+    pub async fn open(&self) -> Result<Arc<dyn Backend>, BackendError> {
+        let member = self.member().await?;
+        member.backend.probe().await?;
+        Ok(member.backend)
+    }
+
+    /// The backend without asking anything of its server: it may be down.
     ///
     /// # Errors
     /// [`BackendError`], with what to put right.
-    pub async fn open(&self) -> Result<Arc<dyn Backend>, BackendError> {
-        match self {
-            Self::Fs(path) => Ok(Arc::new(FsBackend::open(path).await?)),
-        }
+    async fn member(&self) -> Result<Member, BackendError> {
+        let invalid = |error: crate::url::BackendUrlError| BackendError::invalid(self, error);
+        let rate_in = Throttle::new(self.size("rate-in").map_err(invalid)?);
+        let rate_out = Throttle::new(self.size("rate-out").map_err(invalid)?);
+        let backend: Arc<dyn Backend> = match self.scheme {
+            Scheme::Fs => Arc::new(FsBackend::open(&self.path()).await?),
+            Scheme::S3 => Arc::new(ObjectBackend::new(S3Store::open(self).await?, rate_out)),
+            Scheme::Azblob | Scheme::Gcs | Scheme::Webhdfs => {
+                Arc::new(ObjectBackend::new(DalStore::open(self).await?, rate_out))
+            }
+            Scheme::Registry => Arc::new(RegistryBackend::open(self).await?),
+            Scheme::Http | Scheme::Https => Arc::new(HttpBackend::open(self).await?),
+        };
+        let traffic = Arc::new(Traffic::default());
+        Ok(Member {
+            backend: Arc::new(Limited::new(backend, rate_in, Arc::clone(&traffic))),
+            write: self.write_mode().map_err(invalid)?,
+            must_be_ready: self.must_be_ready(),
+            traffic,
+        })
     }
-}
-
-/// Repositories and the backend that keeps them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendRule {
-    /// A regular expression that the whole of a repository's name must match.
-    pub pattern: String,
-    /// Their backend.
-    pub url: BackendUrl,
 }
 
 /// Why backends do not make a set.
@@ -98,91 +92,99 @@ pub enum BackendSetError {
 /// The backends of an origin. Of the rules that match a repository, the first one wins. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct BackendSet {
-    rules: Arc<[(Regex, Arc<dyn Backend>)]>,
+    /// Patterns, and places in `members`.
+    rules: Arc<[(Regex, usize)]>,
     /// Each backend once, in the order of the rules.
-    distinct: Arc<[Arc<dyn Backend>]>,
+    members: Arc<[Member]>,
 }
 
 /// A blob that a backend has.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Who has it.
-    pub backend: Arc<dyn Backend>,
+    pub member: Member,
     /// Size in bytes.
     pub size: u64,
 }
 
 impl BackendSet {
-    /// Opens the backends of `rules`; a URL in several is opened once.
+    /// Makes the backends of `rules`; a URL in several is made once. One that does not answer now is no error: it may
+    /// answer later, and until then the others do.
     ///
     /// # Errors
-    /// [`BackendSetError`].
+    /// [`BackendSetError`]: what trying again does not put right.
     pub async fn open(rules: &[BackendRule]) -> Result<Self, BackendSetError> {
-        let mut opened: Vec<(&BackendUrl, Arc<dyn Backend>)> = Vec::new();
-        let mut wanted = Vec::new();
+        let mut known: BTreeMap<&BackendUrl, usize> = BTreeMap::new();
+        let (mut compiled, mut members) = (Vec::new(), Vec::new());
         for rule in rules {
-            let known = opened.iter().find(|(url, _)| **url == rule.url).map(|(_, backend)| backend.clone());
-            let backend = match known {
-                Some(backend) => backend,
+            let place = match known.get(&rule.url) {
+                Some(place) => *place,
                 None => {
-                    let backend = rule.url.open().await;
-                    let backend =
-                        backend.map_err(|source| BackendSetError::Open { url: rule.url.clone(), source })?;
-                    opened.push((&rule.url, backend.clone()));
-                    backend
+                    let failed = |source| BackendSetError::Open { url: rule.url.clone(), source };
+                    let member = rule.url.member().await.map_err(failed)?;
+                    match member.backend.probe().await {
+                        Err(error) if error.is_retryable() => {
+                            let backend = member.backend.describe();
+                            tracing::warn!(backend, %error, "a backend does not answer; it is asked again when it is needed");
+                        }
+                        other => other.map_err(failed)?,
+                    }
+                    members.push(member);
+                    known.insert(&rule.url, members.len() - 1);
+                    members.len() - 1
                 }
             };
-            wanted.push((rule.pattern.clone(), backend));
+            compiled.push((pattern(&rule.pattern)?, place));
         }
-        Self::new(wanted)
+        Ok(Self { rules: compiled.into(), members: members.into() })
     }
 
-    /// A set of opened backends and the patterns of their repositories.
-    ///
-    /// # Errors
-    /// [`BackendSetError::Pattern`].
-    pub fn new(rules: impl IntoIterator<Item = (String, Arc<dyn Backend>)>) -> Result<Self, BackendSetError> {
-        let mut distinct: Vec<Arc<dyn Backend>> = Vec::new();
-        let mut compiled = Vec::new();
-        for (pattern, backend) in rules {
-            // Anchored: `prod/.*` is not meant to match `preprod/x`.
-            let regex = Regex::new(&format!("^(?:{pattern})$"))
-                .map_err(|source| BackendSetError::Pattern { pattern, source: Box::new(source) })?;
-            if !distinct.iter().any(|known| Arc::ptr_eq(known, &backend)) {
-                distinct.push(backend.clone());
-            }
-            compiled.push((regex, backend));
-        }
-        Ok(Self { rules: compiled.into(), distinct: distinct.into() })
+    /// A set of one backend, for all repositories.
+    pub fn of_one(backend: Arc<dyn Backend>) -> Self {
+        let member =
+            Member { backend, write: WriteMode::Through, must_be_ready: false, traffic: Arc::default() };
+        let all = pattern(".*").map(|regex| (regex, 0)).ok();
+        Self { rules: all.into_iter().collect(), members: Arc::from([member]) }
     }
 
     /// The backend that keeps `repository`; `None` when no rule matches.
-    pub fn of(&self, repository: &RepositoryName) -> Option<&Arc<dyn Backend>> {
-        self.rules.iter().find(|(regex, _)| regex.is_match(repository.as_str())).map(|(_, backend)| backend)
+    pub fn of(&self, repository: &RepositoryName) -> Option<&Member> {
+        let rule = self.rules.iter().find(|(regex, _)| regex.is_match(repository.as_str()));
+        rule.and_then(|(_, place)| self.members.get(*place))
     }
 
     /// Each backend once.
-    pub fn all(&self) -> &[Arc<dyn Backend>] {
-        &self.distinct
+    pub fn all(&self) -> &[Member] {
+        &self.members
     }
 
     /// Whether there is no backend at all.
     pub fn is_empty(&self) -> bool {
-        self.distinct.is_empty()
+        self.members.is_empty()
     }
 
-    /// Who has a blob, whatever repository it is of. `None` says that every backend answered that it has not.
+    /// Who has a blob, whatever repository it is of: the repository's own backend is asked first, then the others that
+    /// keep what is pushed. `None` says that every one of them answered that it has not.
     ///
     /// # Errors
     /// The last backend's error, when none that answered has the blob and not all did.
-    pub async fn find(&self, digest: &Digest) -> Result<Option<Found>, BackendError> {
+    pub async fn find(
+        &self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Result<Option<Found>, BackendError> {
+        let own = repository.and_then(|repository| self.of(repository));
+        let is_own = |member: &Member| own.is_some_and(|own| Arc::ptr_eq(&own.backend, &member.backend));
+        // A source of other people's images is only asked for the repositories that are its own.
+        let others = self.all().iter().filter(|member| !is_own(member) && member.backend.is_writable());
         let mut failed = None;
-        for backend in self.all() {
-            match backend.stat(digest).await {
-                Ok(Some(size)) => return Ok(Some(Found { backend: backend.clone(), size })),
+        for member in own.into_iter().chain(others) {
+            let asked_for = if is_own(member) { repository } else { None };
+            match member.backend.stat(digest, asked_for).await {
+                Ok(Some(size)) => return Ok(Some(Found { member: member.clone(), size })),
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%digest, backend = backend.describe(), %error, "a backend was passed over");
+                    tracing::warn!(%digest, backend = member.backend.describe(), %error, "a backend was passed over");
                     failed = Some(error);
                 }
             }
@@ -191,25 +193,15 @@ impl BackendSet {
     }
 }
 
+/// Anchored: `prod/.*` is not meant to match `preprod/x`.
+fn pattern(pattern: &str) -> Result<Regex, BackendSetError> {
+    Regex::new(&format!("^(?:{pattern})$"))
+        .map_err(|source| BackendSetError::Pattern { pattern: pattern.to_owned(), source: Box::new(source) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn urls() {
-        let fs = |path: &str| Ok(BackendUrl::Fs(PathBuf::from(path)));
-        assert_eq!("fs:/srv/x".parse(), fs("/srv/x"));
-        assert_eq!("fs:///srv/x".parse(), fs("/srv/x"));
-        for text in ["fs:/srv/x", "fs:/"] {
-            assert_eq!(text.parse::<BackendUrl>().unwrap().to_string(), text);
-        }
-        for bad in ["fs:srv", "fs:", "fs://host/x", "fs:./x"] {
-            assert_eq!(bad.parse::<BackendUrl>(), Err(BackendUrlError::Path(bad.to_owned())));
-        }
-        for bad in ["", "/srv", "ftp:/x", "s3"] {
-            assert_eq!(bad.parse::<BackendUrl>(), Err(BackendUrlError::Scheme(bad.to_owned())));
-        }
-    }
 
     #[tokio::test]
     async fn the_first_match_wins() {
@@ -217,12 +209,12 @@ mod tests {
         let url = |name: &str| {
             let path = dir.path().join(name);
             std::fs::create_dir_all(&path).unwrap();
-            BackendUrl::Fs(path)
+            BackendUrl::fs(&path)
         };
         let rule = |pattern: &str, name: &str| BackendRule { pattern: pattern.to_owned(), url: url(name) };
         let rules = [rule("prod/.*", "a"), rule("prod/app|dev", "b"), rule("x|y", "a")];
         let set = BackendSet::open(&rules).await.unwrap();
-        let of = |name: &str| set.of(&name.parse().unwrap()).map(|backend| backend.describe());
+        let of = |name: &str| set.of(&name.parse().unwrap()).map(|member| member.backend.describe());
         assert_eq!(of("prod/app"), Some(rules[0].url.to_string()));
         assert_eq!(of("dev"), Some(rules[1].url.to_string()));
         assert_eq!(of("y"), Some(rules[0].url.to_string()));
@@ -231,7 +223,7 @@ mod tests {
         assert_eq!(of("yy"), None);
         assert_eq!(set.all().len(), 2);
         assert!(matches!(BackendSet::open(&[rule("(", "a")]).await, Err(BackendSetError::Pattern { .. })));
-        let missing = BackendRule { pattern: ".*".into(), url: BackendUrl::Fs(dir.path().join("missing")) };
+        let missing = BackendRule { pattern: ".*".into(), url: BackendUrl::fs(&dir.path().join("missing")) };
         assert!(matches!(BackendSet::open(&[missing]).await, Err(BackendSetError::Open { .. })));
     }
 
@@ -239,19 +231,20 @@ mod tests {
     async fn a_blob_is_unknown_only_when_all_backends_say_so() {
         let dir = tempfile::tempdir().unwrap();
         let (good, bad) = (dir.path().join("good"), dir.path().join("bad"));
-        let set = BackendSet::new([
-            ("a".to_owned(), Arc::new(FsBackend::create(&bad).await.unwrap()) as Arc<dyn Backend>),
-            ("b".to_owned(), Arc::new(FsBackend::create(&good).await.unwrap())),
-        ])
-        .unwrap();
+        for path in [&good, &bad] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let rule =
+            |pattern: &str, path| BackendRule { pattern: pattern.to_owned(), url: BackendUrl::fs(path) };
+        let set = BackendSet::open(&[rule("a", &bad), rule("b", &good)]).await.unwrap();
         let digest = Digest::sha256(b"hello");
-        assert!(set.find(&digest).await.unwrap().is_none());
+        assert!(set.find(&digest, None).await.unwrap().is_none());
         // One is unmounted.
         std::fs::remove_dir_all(&bad).unwrap();
-        assert!(set.find(&digest).await.unwrap_err().is_retryable());
+        assert!(set.find(&digest, None).await.unwrap_err().is_retryable());
         let source = dir.path().join("source");
         std::fs::write(&source, b"hello").unwrap();
-        set.all()[1].put(&digest, &source, 5, b"m").await.unwrap();
-        assert_eq!(set.find(&digest).await.unwrap().unwrap().size, 5);
+        set.all()[1].backend.put(&digest, &source, 5, b"m").await.unwrap();
+        assert_eq!(set.find(&digest, None).await.unwrap().unwrap().size, 5);
     }
 }

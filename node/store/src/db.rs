@@ -42,13 +42,15 @@ pub enum Table {
     Records,
     /// What this process provides, and when it did last.
     Provided,
+    /// What an origin has yet to write to its backend.
+    Queue,
     /// Anything else; keys begin with the user's name.
     Misc,
 }
 
 impl Table {
-    const ALL: [Self; 5] =
-        [Self::ProviderRecords, Self::KnownPeers, Self::Records, Self::Provided, Self::Misc];
+    const ALL: [Self; 6] =
+        [Self::ProviderRecords, Self::KnownPeers, Self::Records, Self::Provided, Self::Queue, Self::Misc];
 
     fn name(self) -> &'static str {
         match self {
@@ -56,6 +58,7 @@ impl Table {
             Self::KnownPeers => "known_peers",
             Self::Records => "records",
             Self::Provided => "provided",
+            Self::Queue => "queue",
             Self::Misc => "misc",
         }
     }

@@ -1,6 +1,7 @@
 //! End to end: real processes, real clients. The harness is this crate's library.
 
 mod arrows;
+mod backends;
 mod bad_input;
 mod chaos;
 mod clients;
@@ -9,8 +10,11 @@ mod conformance;
 mod corrupt;
 mod disk;
 mod flash;
+mod owners;
+mod recovery;
 mod stream;
 mod survive;
+mod write_back;
 
 use anyhow::Result;
 use shoal_tests::image::Blob;

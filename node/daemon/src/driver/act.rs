@@ -224,7 +224,8 @@ impl Driver {
 
 /// What the store, and at an origin the backend, have of a blob.
 async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
-    let found = blocking(move || store.lookup(&digest)).await;
+    let books = store.clone();
+    let found = blocking(move || books.lookup(&digest)).await;
     let in_store = match found {
         Ok(entry) => entry,
         Err(why) => {
@@ -246,7 +247,18 @@ async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
                 in_backend,
             })
         }
-        (None, Some(vault)) => vault.open(digest).await,
+        (None, Some(vault)) => {
+            let opened = vault.open(digest).await;
+            // What only the backend has gets a place here, for its pieces pass through the store.
+            if let Opened::Here(blob) = &opened {
+                let (metainfo, vouched) = (Arc::clone(&blob.metainfo), blob.vouched.clone());
+                if let Err(why) = blocking(move || store.create(metainfo, vouched)).await {
+                    tracing::warn!(%digest, %why, "cannot make room for a blob of the backend");
+                    return Opened::Absent { owner: true, backend_down: true };
+                }
+            }
+            opened
+        }
         (None, None) => Opened::Absent { owner: false, backend_down: false },
     }
 }

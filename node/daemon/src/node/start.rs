@@ -11,12 +11,13 @@ use shoal_net::control::{Control, ControlConfig, ControlHandle};
 use shoal_net::data::{DataConfig, DataEvent, DataHandle, DataPlane};
 use shoal_net::identity::Identity;
 use shoal_net::tls::{TlsSetup, system_clock};
-use shoal_origin::{BackendUrl, BackendUrlError};
+use shoal_origin::{BackendRule, BackendSet, BackendUrlError};
 use shoal_store::{Store, StoreConfig, Table};
 use shoal_types::{Endpoint, Role};
 use tokio::sync::{mpsc, watch};
 
 use super::{Inner, Node};
+use crate::archive::Archive;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::Directory;
@@ -26,6 +27,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::persistence::{Memory, RecordTable};
 use crate::pulls::Pulls;
+use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
 use crate::vault::Vault;
@@ -83,6 +85,10 @@ impl Node {
         tokio::spawn(upkeep::keep_house(node.clone()));
         if node.vault().is_some() {
             tokio::spawn(upkeep::restore_copies(node.clone()));
+            tokio::spawn(upkeep::write_back(node.clone()));
+            tokio::spawn(upkeep::settle_records(node.clone()));
+            let reading = node.clone();
+            tokio::spawn(async move { reading.records().read_archive().await });
         }
         Ok(node)
     }
@@ -201,9 +207,9 @@ async fn assemble(
     let directory = Arc::new(Directory::default());
     let links = Links::new(data.clone());
     let discovery = Arc::new(Discovery::new(control.clone(), Arc::clone(&directory), local, zone.clone()));
-    let vault = match &config.backend {
-        Some(url) if config.origin => Some(open_vault(url, &store, &identity, &control).await?),
-        _ => None,
+    let vault = match config.origin {
+        true => Some(open_vault(&config.backend, &store, &identity, &control).await?),
+        false => None,
     };
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
     let engine_config = engine_config(&config)?;
@@ -239,6 +245,7 @@ async fn assemble(
         Arc::clone(&directory),
         Arc::clone(&links),
         control.clone(),
+        vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
     ));
     Ok(Inner {
         uploads: store.table(Table::Misc),
@@ -264,14 +271,16 @@ async fn assemble(
 }
 
 async fn open_vault(
-    url: &str,
+    rules: &[String],
     store: &Store,
     identity: &Identity,
     control: &ControlHandle,
 ) -> Result<Arc<Vault>, StartError> {
-    let url: BackendUrl =
-        url.parse().map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
-    let backend = url.open().await.map_err(|error| StartError::Backend(error.to_string()))?;
+    let rules: Result<Vec<BackendRule>, _> = rules.iter().map(|rule| rule.parse()).collect();
+    let rules = rules.map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
+    let table = store.table(Table::Queue);
+    let queue = blocking(move || Queue::open(table)).await.map_err(StartError::Store)?;
     let control = control.clone();
     let news = move |message| {
         let control = control.clone();
@@ -281,7 +290,7 @@ async fn open_vault(
             }
         });
     };
-    Ok(Arc::new(Vault::new(backend, store.clone(), identity.clone(), Box::new(news))))
+    Ok(Arc::new(Vault::new(backends, Arc::new(queue), store.clone(), identity.clone(), Box::new(news))))
 }
 
 fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {

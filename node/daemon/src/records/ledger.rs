@@ -122,12 +122,13 @@ impl Ledger {
     ) -> Result<(Vec<SignedRecord>, bool), LedgerError> {
         let limit = limit.clamp(1, PAGE_MAX) as usize;
         let first = match what {
-            Listing::Tags => b't',
-            Listing::Manifests => b'm',
+            Listing::Tags => Some(b't'),
+            Listing::Manifests => Some(b'm'),
+            Listing::All => None,
             Listing::Referrers(subject) => return self.list_referrers(repository, subject, after, limit),
         };
         let mut prefix = repository_prefix(b"r/", repository);
-        prefix.push(first);
+        prefix.extend(first);
         let after =
             after.map(|kind| record_key(&RecordKey { repository: repository.clone(), kind: kind.clone() }));
         let mut found = self.table.scan(&prefix, after.as_deref(), limit + 1)?;
@@ -158,6 +159,22 @@ impl Ledger {
             }
         }
         Ok((records, more))
+    }
+
+    /// A page of the names of repositories with any record, and whether there are more.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn all_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: u32,
+    ) -> Result<(Vec<RepositoryName>, bool), LedgerError> {
+        let limit = limit.clamp(1, PAGE_MAX) as usize;
+        let page = self.table.scan(b"n/", after.map(repository_key).as_deref(), limit)?;
+        let more = page.len() == limit;
+        let name = |key: &[u8]| std::str::from_utf8(key.get(2..)?).ok()?.parse().ok();
+        Ok((page.iter().filter_map(|(key, _)| name(key)).collect(), more))
     }
 
     /// A page of the names of repositories with at least one record that is not a tombstone, and whether there may
@@ -332,6 +349,35 @@ mod tests {
         assert_eq!(ledger.apply(&old).unwrap(), Applied::Superseded(Box::new(new.clone())));
         assert_eq!(ledger.apply(&new).unwrap(), Applied::Kept { fresh: false });
         assert_eq!(ledger.get(&new.value().key).unwrap(), Some(new));
+    }
+
+    #[test]
+    fn everything_is_listed_for_a_copy() {
+        let ledger = Ledger::new(Box::<MemoryTable>::default());
+        let digest = Digest::sha256(b"x");
+        let kinds = [tag("v"), tag("w"), RecordKind::Manifest(digest), RecordKind::Blob(digest)];
+        for kind in &kinds {
+            ledger.apply(&record("a", kind.clone(), 1, None)).unwrap();
+            ledger.apply(&record("a/b", kind.clone(), 1, None)).unwrap();
+        }
+        let repository: RepositoryName = "a".parse().unwrap();
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let (page, more) = ledger.list(&repository, &Listing::All, after.as_ref(), 1).unwrap();
+            seen.extend(page.iter().map(|record| record.value().key.kind.clone()));
+            after = seen.last().cloned();
+            if !more {
+                break;
+            }
+        }
+        seen.sort();
+        let mut expected = kinds.to_vec();
+        expected.sort();
+        assert_eq!(seen, expected);
+        // Of tombstones only, and so in no catalog.
+        assert_eq!(ledger.repositories(None, 10).unwrap().0, []);
+        assert_eq!(ledger.all_repositories(None, 10).unwrap().0.len(), 2);
+        assert_eq!(ledger.all_repositories(Some(&repository), 10).unwrap().0.len(), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -21,11 +22,14 @@ use shoal_types::{
 };
 
 use super::ledger::{Applied, Ledger, LedgerError};
+use crate::archive::Archive;
 use crate::clock::wall_now;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::links::{AskError, Links};
 use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
+
+mod sync;
 
 /// Owners of a repository in one zone: a majority survives the loss of one.
 pub const OWNERS: usize = 3;
@@ -83,6 +87,10 @@ pub struct Records {
     directory: Arc<Directory>,
     links: Arc<Links>,
     control: ControlHandle,
+    /// What the backend has of them, at an origin.
+    archive: Option<Arc<Archive>>,
+    /// Whether this process keeps all that it owns.
+    settled: AtomicBool,
     /// One write at a time a key, so that this author never uses a version twice.
     writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -96,8 +104,19 @@ impl Records {
         directory: Arc<Directory>,
         links: Arc<Links>,
         control: ControlHandle,
+        archive: Option<Arc<Archive>>,
     ) -> Self {
-        Self { ledger, identity, discovery, directory, links, control, writing: Mutex::default() }
+        Self {
+            ledger,
+            identity,
+            discovery,
+            directory,
+            links,
+            control,
+            archive,
+            settled: AtomicBool::new(false),
+            writing: Mutex::default(),
+        }
     }
 
     /// Gives a register a new value; `None` deletes. Returns when a majority of the owners keep it.
@@ -284,9 +303,7 @@ impl Records {
                 self.keep(&record)
             }
             Request::PutRecord { .. } => return failed(Failure::Denied, "only origins exchange records"),
-            Request::GetRecord { key } => {
-                self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from)
-            }
+            Request::GetRecord { key } => self.get_here(&key).await.map(Answer::Record),
             Request::ListRecords { repository, what, after, limit } => self
                 .ledger
                 .list(&repository, &what, after.as_ref(), limit)
@@ -295,6 +312,14 @@ impl Records {
             Request::ListRepositories { after, limit } => self
                 .ledger
                 .repositories(after.as_ref(), limit)
+                .map(|(names, more)| Answer::Repositories { names, more })
+                .map_err(RecordError::from),
+            Request::PeekRecord { key } => {
+                self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from)
+            }
+            Request::ListAllRepositories { after, limit } => self
+                .ledger
+                .all_repositories(after.as_ref(), limit)
                 .map(|(names, more)| Answer::Repositories { names, more })
                 .map_err(RecordError::from),
             Request::Anchor { .. } | Request::Stat { .. } => {
@@ -381,8 +406,55 @@ impl Records {
             let why = format!("{kept} of {} owners kept the record, {majority} are needed", owners.len());
             return Err(RecordError::Unavailable(why));
         }
+        if let Some(archive) = &self.archive {
+            // A majority keeps it, so it may come to be seen; but it is acknowledged when it is also where the
+            // backend's mode says.
+            let kept = archive.keep(&record).await;
+            kept.map_err(|error| {
+                RecordError::Unavailable(format!("the record is not in the backend: {error}"))
+            })?;
+        }
         self.announce(&record).await;
         Ok(record)
+    }
+
+    /// The newest record that this process knows; of an origin that has not read its backend yet, what is there.
+    async fn get_here(&self, key: &RecordKey) -> Result<Option<SignedRecord>, RecordError> {
+        let known = self.known_here(key).await?;
+        let Some(archive) = self.archive.as_ref().filter(|archive| known.is_none() && !archive.is_read())
+        else {
+            return Ok(known);
+        };
+        let fetched = archive.fetch(key).await;
+        let fetched = fetched
+            .map_err(|error| RecordError::Unavailable(format!("the backend is not read yet: {error}")))?;
+        if let Some(record) = &fetched {
+            self.ledger.apply(record)?;
+        }
+        Ok(fetched)
+    }
+
+    /// As an origin: reads what a former mesh, or this one, left in the backend; returns when it is done.
+    pub(crate) async fn read_archive(&self) {
+        if let Some(archive) = &self.archive {
+            archive.read_all(&self.ledger).await;
+        }
+    }
+
+    /// As an origin: writes the newest record of a key to the backend.
+    ///
+    /// # Errors
+    /// A text for logs: it has to be tried again.
+    pub(crate) async fn write_back(&self, key: &RecordKey) -> Result<(), String> {
+        match &self.archive {
+            Some(archive) => archive.write_back(&self.ledger, key).await.map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// What the backend has of the records, at an origin.
+    pub fn archive(&self) -> Option<&Arc<Archive>> {
+        self.archive.as_ref()
     }
 
     /// The owners of a repository in this process's zone, or in the first zone that has any.
@@ -454,9 +526,7 @@ impl Records {
         }
         let answer = match request.clone() {
             Request::PutRecord { record } => self.keep(&record),
-            Request::GetRecord { key } => {
-                self.ledger.get(&key).map(Answer::Record).map_err(RecordError::from)
-            }
+            Request::GetRecord { key } => self.get_here(&key).await.map(Answer::Record),
             Request::ListRecords { repository, what, after, limit } => self
                 .ledger
                 .list(&repository, &what, after.as_ref(), limit)

@@ -2,72 +2,61 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Arc;
 use std::{fs, io};
 
-use shoal_types::{Algorithm, Digest, RepositoryName};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
 
 use super::Inner;
-use crate::backend::{BackendError, BlobFile};
-use crate::layout;
+use crate::backend::BackendError;
+
+/// Entries on their way from the thread that walks to who reads the stream.
+const AHEAD: usize = 1024;
+
+/// What `pick` makes of the files under `prefix`, by their keys and sizes.
+pub(super) fn stream<T: Send + 'static>(
+    inner: Arc<Inner>,
+    prefix: &'static str,
+    pick: impl Fn(&str, u64) -> Option<T> + Send + 'static,
+) -> BoxStream<'static, Result<T, BackendError>> {
+    let (found, wait) = mpsc::channel(AHEAD);
+    let start = async move {
+        tokio::task::spawn_blocking(move || {
+            let walked = inner.walk(prefix, &mut |key, size| match pick(key, size) {
+                // Nobody reads on: the walk is over.
+                Some(entry) => found.blocking_send(Ok(entry)).is_ok(),
+                None => true,
+            });
+            if let Err(error) = walked {
+                let _ = found.blocking_send(Err(error));
+            }
+        });
+        futures::stream::unfold(wait, |mut wait| async move { wait.recv().await.map(|entry| (entry, wait)) })
+    };
+    futures::stream::once(start).flatten().boxed()
+}
 
 impl Inner {
-    pub(super) fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<BlobFile>, BackendError> {
-        let mut found = Vec::new();
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let dir = self.root.join(layout::BLOBS).join(algorithm.name());
-            let after = after.filter(|after| after.algorithm() >= algorithm);
-            if after.is_some_and(|after| after.algorithm() > algorithm) {
-                continue;
-            }
-            let after_hex = after.map(|after| after.hex()).unwrap_or_default();
-            for fan in self.names(&dir)? {
-                if fan.as_str() < after_hex.get(..2).unwrap_or_default() {
-                    continue;
-                }
-                for name in self.names(&dir.join(&fan))? {
-                    let Ok(digest) = format!("{}:{name}", algorithm.name()).parse::<Digest>() else {
-                        continue;
-                    };
-                    if after.is_some_and(|after| digest <= after) {
-                        continue;
-                    }
-                    let path = dir.join(&fan).join(&name);
-                    // One that was deleted meanwhile is not there any more.
-                    let Some(meta) = self.optional(&path, fs::metadata(&path))? else { continue };
-                    found.push(BlobFile { digest, size: meta.len() });
-                    if found.len() >= limit {
-                        return Ok(found);
-                    }
+    /// Calls `found` with the key and size of each file under `prefix` until it returns `false`; returns whether it
+    /// went to the end.
+    fn walk(&self, prefix: &str, found: &mut dyn FnMut(&str, u64) -> bool) -> Result<bool, BackendError> {
+        let mut dirs = vec![prefix.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for name in self.names(&self.root.join(&dir))? {
+                let key = format!("{dir}/{name}");
+                let path = self.root.join(&key);
+                // One that was deleted meanwhile is not there any more.
+                let Some(meta) = self.optional(&path, fs::symlink_metadata(&path))? else { continue };
+                if meta.is_dir() {
+                    dirs.push(key);
+                } else if meta.is_file() && !found(&key, meta.len()) {
+                    return Ok(false);
                 }
             }
         }
-        Ok(found)
-    }
-
-    pub(super) fn list_repositories(
-        &self,
-        after: Option<&RepositoryName>,
-        limit: usize,
-    ) -> Result<Vec<RepositoryName>, BackendError> {
-        let mut found = Vec::new();
-        let mut prefixes = vec![String::new()];
-        while let Some(prefix) = prefixes.pop() {
-            let dir = self.root.join(layout::TAGS).join(&prefix);
-            for name in self.names(&dir)? {
-                if name != layout::TAGS_OF_REPOSITORY {
-                    prefixes.push(if prefix.is_empty() { name } else { format!("{prefix}/{name}") });
-                } else if let Ok(repository) = prefix.parse::<RepositoryName>()
-                    && !self.names(&dir.join(name))?.is_empty()
-                {
-                    found.push(repository);
-                }
-            }
-        }
-        // Bytewise order of whole names is not the order of the walk: `a-b` comes before `a/b`.
-        found.sort_unstable();
-        found.retain(|repository| after.is_none_or(|after| repository > after));
-        found.truncate(limit);
-        Ok(found)
+        Ok(true)
     }
 
     /// The names in a directory, sorted; none when it is not there.

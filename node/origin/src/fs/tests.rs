@@ -1,5 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 
+use futures::StreamExt as _;
+use shoal_types::RecordKind;
+
 use super::*;
 
 async fn backend(dir: &Path) -> FsBackend {
@@ -18,7 +21,7 @@ async fn conforms() {
     let dir = tempfile::tempdir().unwrap();
     let backend = backend(dir.path()).await;
     crate::conformance::check(Arc::new(backend.clone()), dir.path()).await;
-    assert_eq!(file_names(&backend.inner.root.join(TMP)), Vec::<String>::new());
+    assert_eq!(file_names(&backend.inner.root.join(TMP)), [LOCK]);
 }
 
 #[tokio::test]
@@ -33,7 +36,7 @@ async fn bytes_are_shared_where_they_can_be() {
     assert_eq!(fs::metadata(&path).unwrap().ino(), fs::metadata(&source).unwrap().ino());
     // The store lets go of its name; the backend's stays.
     fs::remove_file(&source).unwrap();
-    assert_eq!(backend.read_range(&digest, 0..5).await.unwrap(), &b"hello"[..]);
+    assert_eq!(backend.read_range(&digest, None, 0..5).await.unwrap(), &b"hello"[..]);
 }
 
 #[test]
@@ -57,7 +60,7 @@ async fn a_damaged_blob_is_replaced() {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, b"hel").unwrap();
     backend.put(&digest, &source, 5, b"m").await.unwrap();
-    assert_eq!(backend.read_range(&digest, 0..5).await.unwrap(), &b"hello"[..]);
+    assert_eq!(backend.read_range(&digest, None, 0..5).await.unwrap(), &b"hello"[..]);
 }
 
 #[tokio::test]
@@ -83,19 +86,18 @@ async fn a_lost_mount_is_no_answer() {
     let dir = tempfile::tempdir().unwrap();
     let backend = backend(dir.path()).await;
     let digest = Digest::sha256(b"hello");
-    assert_eq!(backend.stat(&digest).await.unwrap(), None);
+    assert_eq!(backend.stat(&digest, None).await.unwrap(), None);
     fs::rename(&backend.inner.root, dir.path().join("elsewhere")).unwrap();
     fs::create_dir(&backend.inner.root).unwrap();
-    let repository = "a".parse().unwrap();
-    let tag = "b".parse().unwrap();
+    let key = RecordKey { repository: "a".parse().unwrap(), kind: RecordKind::Tag("b".parse().unwrap()) };
     let source = dir.path().join("source");
     fs::write(&source, b"hello").unwrap();
     for error in [
-        backend.stat(&digest).await.unwrap_err(),
-        backend.read_range(&digest, 0..1).await.unwrap_err(),
-        backend.list(None, 9).await.unwrap_err(),
-        backend.get_tag(&repository, &tag).await.unwrap_err(),
-        backend.put_tag(&repository, &tag, b"x").await.unwrap_err(),
+        backend.stat(&digest, None).await.unwrap_err(),
+        backend.read_range(&digest, None, 0..1).await.unwrap_err(),
+        backend.list_blobs().next().await.unwrap().unwrap_err(),
+        backend.get_record(&key).await.unwrap_err(),
+        backend.put_record(&key, b"x", None).await.unwrap_err(),
         backend.put(&digest, &source, 5, b"m").await.unwrap_err(),
         backend.probe().await.unwrap_err(),
     ] {
@@ -141,7 +143,7 @@ async fn what_a_crash_left_is_removed_when_it_is_old() {
     // Another process may be writing it this moment.
     FsBackend::open(&backend.inner.root).await.unwrap();
     assert_eq!(file_names(&tmp), ["left"]);
-    assert_eq!(backend.list(None, 10).await.unwrap(), []);
+    assert!(backend.list_blobs().next().await.is_none());
     backend.inner.sweep_tmp(&tmp, Duration::ZERO).unwrap();
     assert_eq!(file_names(&tmp), Vec::<String>::new());
     // A first start that was cut off before the marker is taken up again.
