@@ -401,7 +401,9 @@ mod tests {
     async fn gcs_conforms_on_fake_gcs_server() {
         let gcs = Server::gcs().await;
         let dir = tempfile::tempdir().unwrap();
-        let backend = backend(&gcs.gcs_url("a/b"), &[]).await;
+        let mut backend = backend(&gcs.gcs_url("a/b"), &[]).await;
+        // The server has no uploads in parts ("invalid uploadType"): those are tried by nothing here.
+        backend.capability.write_can_multi = false;
         crate::conformance::check(Arc::new(backend), dir.path()).await;
     }
 }
