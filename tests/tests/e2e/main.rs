@@ -1,5 +1,6 @@
 //! End to end: real processes, real clients. The harness is this crate's library.
 
+mod access;
 mod arrows;
 mod bad_input;
 mod chaos;
@@ -7,8 +8,10 @@ mod clients;
 mod config;
 mod conformance;
 mod corrupt;
+mod credentials;
 mod disk;
 mod flash;
+mod strangers;
 mod stream;
 mod survive;
 
