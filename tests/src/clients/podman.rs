@@ -26,6 +26,8 @@ runtime = "runc"
 "#;
         std::fs::write(dir.join("containers.conf"), conf)?;
         std::fs::write(dir.join("registries.conf"), "unqualified-search-registries = []\n")?;
+        // podman fails when the file that it is told of is not there.
+        std::fs::write(dir.join("auth.json"), "{}")?;
         std::fs::write(dir.join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
         Ok(Self { dir: dir.to_owned() })
     }

@@ -21,6 +21,7 @@ impl Skopeo {
     /// Those of the file system.
     pub fn new(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("tmp"))?;
+        std::fs::write(dir.join("auth.json"), "{}")?;
         Ok(Self { dir: dir.to_owned() })
     }
 
