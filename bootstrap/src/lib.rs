@@ -3,6 +3,8 @@
 //! It keeps provider records, passes gossip on and knows peers, like every member; it has no data plane, no blobs
 //! and no API. Nothing depends on one once a member has joined: members remember each other.
 
+mod memory;
+
 use std::sync::Arc;
 
 use shoal_net::control::persist::{ControlPersistence, MemoryPersistence};
@@ -13,6 +15,8 @@ use shoal_net::identity::Identity;
 use shoal_net::tls::{SetupError, TlsSetup, system_clock};
 use shoal_types::CredentialError;
 use tokio::sync::mpsc;
+
+pub use memory::DoorMemory;
 
 /// What a bootstrap peer needs to know besides its identity.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +46,7 @@ pub enum BootstrapError {
 /// A bootstrap peer at work.
 #[derive(Debug)]
 pub struct Bootstrap {
+    tls: TlsSetup,
     handle: ControlHandle,
     events: mpsc::Receiver<ControlEvent>,
 }
@@ -72,13 +77,18 @@ impl Bootstrap {
         control.connections.established_max *= 4;
         control.connections.pending_max *= 4;
         let persistence = persistence.unwrap_or_else(|| MemoryPersistence::shared());
-        let (handle, events) = Control::start(control, setup, persistence).await?;
-        Ok(Self { handle, events })
+        let (handle, events) = Control::start(control, setup.clone(), persistence).await?;
+        Ok(Self { tls: setup, handle, events })
     }
 
     /// The control plane, for status and metrics.
     pub fn control(&self) -> &ControlHandle {
         &self.handle
+    }
+
+    /// Its identity, for renewing its credential.
+    pub fn tls(&self) -> &TlsSetup {
+        &self.tls
     }
 
     /// Waits until it listens, and says where.
@@ -134,6 +144,7 @@ mod tests {
             namespaces: vec![],
             not_before: WallTime::default(),
             not_after,
+            issuer: None,
         });
         Identity { keypair, credential, mesh: mesh.public() }
     }

@@ -4,15 +4,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use shoal_bootstrap::{Bootstrap, BootstrapConfig};
+use shoal_bootstrap::{Bootstrap, BootstrapConfig, DoorMemory};
 use shoal_daemon::clock::wall_now;
 use shoal_daemon::config::{Config, LogFormat};
 use shoal_daemon::keys;
+use shoal_daemon::membership::CredentialFile;
 use shoal_daemon::node::Node;
-use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, NodeMesh};
+use shoal_gateway::auth::Guard;
+use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, NodeMesh, ServerTls, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Between two looks at a bootstrap peer's credential file.
+const CREDENTIAL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// This process's identity: what is there, or what a join token makes. The token's doors stand in for `bootstrap`.
+fn enter(config: &mut Config) -> anyhow::Result<shoal_net::identity::Identity> {
+    let Some(text) = config.join.take() else {
+        return Ok(keys::read_identity(&config.identity, &config.mesh_pub, wall_now())?);
+    };
+    let token = keys::read_join_token(&text)?;
+    if config.bootstrap.is_empty() {
+        config.bootstrap = token.bootstrap().to_vec();
+    }
+    Ok(keys::join(&token, &config.identity, &config.mesh_pub, wall_now())?)
+}
 
 /// The runtime of a daemon.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -54,6 +71,7 @@ impl Serving {
 /// Serves the registry API of `node`.
 pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
     let address = node.config().gateway;
+    let (guard, tls) = protection(node.config())?;
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("gateway: cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -63,16 +81,49 @@ pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
         ..GatewayConfig::default()
     };
     let metrics = GatewayMetrics::new(&mut node.registry().lock());
-    let gateway = Gateway::new(Arc::new(NodeMesh::new(node.clone())), settings, metrics);
     let shutdown = CancellationToken::new();
+    let mesh = if guard.is_some() { NodeMesh::confined(node.clone()) } else { NodeMesh::new(node.clone()) };
+    let mut gateway = Gateway::new(Arc::new(mesh), settings, metrics);
+    if let Some(guard) = guard {
+        tokio::spawn(guard.clone().follow(shutdown.clone()));
+        gateway = gateway.with_access(guard);
+    }
+    if let Some(tls) = tls {
+        tokio::spawn(tls.clone().follow(shutdown.clone()));
+        gateway = gateway.with_tls(tls);
+    }
     let task = tokio::spawn(shoal_gateway::serve(listener, Arc::new(gateway), shutdown.clone()));
     Ok(Serving { address, shutdown, task })
 }
 
+/// Who may do what at the registry API, and its TLS, as configured.
+fn protection(config: &Config) -> anyhow::Result<(Option<Arc<Guard>>, Option<Arc<ServerTls>>)> {
+    let guard = config.gateway_access.as_deref().map(Guard::load).transpose().context("gateway-access")?;
+    let files = config.gateway_tls_cert.clone().zip(config.gateway_tls_key.clone());
+    let client_ca = config.gateway_tls_client_ca.clone();
+    let files = files.map(|(certificate, key)| TlsFiles { certificate, key, client_ca });
+    let tls = files.map(ServerTls::load).transpose().context("gateway-tls-cert")?;
+    let outside = !config.gateway.ip().is_loopback();
+    if outside && tls.is_none() && guard.as_ref().is_some_and(Guard::wants_encryption) {
+        anyhow::bail!(
+            "gateway: {} is reached from other machines in plain HTTP, and passwords or tokens would be sent over it: \
+             set gateway-tls-cert, or passwords-in-the-clear = true in the access file behind something that encrypts",
+            config.gateway
+        );
+    }
+    if outside && guard.is_none() {
+        tracing::warn!(
+            address = %config.gateway,
+            "the registry API is reached from other machines and everybody may push and delete: set gateway-access"
+        );
+    }
+    Ok((guard.map(Arc::new), tls.map(Arc::new)))
+}
+
 /// Runs a node, with the registry API if it is a gateway.
-pub(crate) async fn run_node(config: Config, gateway: bool) -> anyhow::Result<()> {
+pub(crate) async fn run_node(mut config: Config, gateway: bool) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
-    let identity = keys::read_identity(&config.identity, &config.mesh_pub, wall_now())?;
+    let identity = enter(&mut config)?;
     let ops = config.ops;
     let drain = config.drain_timeout;
     let node = Node::start(config, identity).await?;
@@ -97,16 +148,25 @@ pub(crate) async fn run_node(config: Config, gateway: bool) -> anyhow::Result<()
 }
 
 /// Runs a bootstrap peer.
-pub(crate) async fn run_bootstrap(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run_bootstrap(mut config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
-    let identity = keys::read_identity(&config.identity, &config.mesh_pub, wall_now())?;
+    let identity = enter(&mut config)?;
     let peer = identity.peer_id();
     let (door, address) = start_bootstrap(&config, identity).await?;
     let ops = shoal_daemon::ops::serve_door(door.control().clone(), config.ops)
         .await
         .with_context(|| format!("ops: cannot listen on {}", config.ops))?;
     println!("ready peer={peer} listen={address} data=- gateway=- ops={ops}");
+    let (tls, own) = (door.tls().clone(), config.identity.clone());
+    let following = tokio::spawn(async move {
+        let mut file = CredentialFile::default();
+        loop {
+            tokio::time::sleep(CREDENTIAL_INTERVAL).await;
+            file.follow(&own, &tls);
+        }
+    });
     door.run_until(signals.came()).await;
+    following.abort();
     Ok(())
 }
 
@@ -121,8 +181,10 @@ pub(crate) async fn start_bootstrap(
         announce: parse_all(&config.announce).context("announce")?,
         bootstrap: parse_all(&config.bootstrap).context("bootstrap")?,
     };
-    let mut door =
-        Bootstrap::start(settings, identity, None).await.context("cannot start the bootstrap peer")?;
+    let memory = Arc::new(DoorMemory::new(&config.data_dir));
+    let mut door = Bootstrap::start(settings, identity, Some(memory))
+        .await
+        .context("cannot start the bootstrap peer")?;
     let address = door.listening().await.context("the bootstrap peer stopped before it listened")?;
     Ok((door, with_peer(&address.to_string(), &peer)))
 }

@@ -9,7 +9,7 @@ use shoal_daemon::config::Config;
 use shoal_daemon::keys;
 use shoal_daemon::node::Node;
 use shoal_net::identity::Identity;
-use shoal_types::{Credential, MeshKey, Role, Roles, Zone};
+use shoal_types::{Credential, IssuingKey, MeshKey, Role, Roles, Zone};
 
 use crate::daemon::{self, Serving};
 
@@ -109,14 +109,17 @@ fn open_mesh(dir: &Path) -> anyhow::Result<MeshKey> {
 
 fn issue(dir: &Path, name: &str, mesh: &MeshKey, roles: Roles) -> anyhow::Result<Identity> {
     let now = wall_now();
-    let identity = keys::issue_identity(&dir.join(name).join("identity"), mesh, |peer| Credential {
-        peer,
-        roles,
-        zone: Zone::default(),
-        namespaces: vec![],
-        not_before: now,
-        not_after: now.saturating_add(CREDENTIAL_LIFETIME),
-    })?;
+    let key = IssuingKey::Root(mesh.clone());
+    let identity =
+        keys::issue_identity(&dir.join(name).join("identity"), (&key, mesh.public()), |peer| Credential {
+            peer,
+            roles,
+            zone: Zone::default(),
+            namespaces: vec![],
+            not_before: now,
+            not_after: now.saturating_add(CREDENTIAL_LIFETIME),
+            issuer: None,
+        })?;
     Ok(identity)
 }
 

@@ -68,6 +68,10 @@ enum MeshCommand {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Make an issuing key that can issue some credentials for a while, so that the root key can stay in a safe.
+    Intermediate(keys::IntermediateArgs),
+    /// Make a token with which machines become members by one command: shoal node --join TOKEN.
+    JoinToken(keys::JoinTokenArgs),
 }
 
 #[derive(Subcommand)]
@@ -80,6 +84,8 @@ enum CredentialCommand {
         #[arg(long, value_name = "DIR")]
         identity: PathBuf,
     },
+    /// Make credentials worth nothing, and tell the mesh.
+    Revoke(keys::RevokeArgs),
 }
 
 #[derive(Subcommand)]
@@ -122,6 +128,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
+        Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),
+        Command::Mesh(MeshCommand::JoinToken(args)) => keys::join_token(&args),
+        Command::Credential(CredentialCommand::Revoke(args)) => {
+            daemon::small_runtime()?.block_on(keys::revoke(&args))
+        }
         Command::Credential(CredentialCommand::Issue(args)) => keys::issue(&args),
         Command::Credential(CredentialCommand::Show { identity }) => keys::show(&identity),
         Command::Config(ConfigCommand::Check(flags)) => {

@@ -12,6 +12,8 @@ pub struct GatewayConfig {
     /// Longest wait for a whole request head, from the connection's opening or the last response on: also how long a
     /// connection may be idle.
     pub header_timeout: Duration,
+    /// Longest time a TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// Longest silence of a client inside its request's body.
     pub body_timeout: Duration,
     /// Longest time a client may take none of a response's bytes.
@@ -38,6 +40,7 @@ impl Default for GatewayConfig {
             connections_max: 4096,
             requests_max: 1024,
             header_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),

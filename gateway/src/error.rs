@@ -280,10 +280,17 @@ impl From<ListError> for ApiError {
 impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         match error {
-            AccessError::Unauthorized { challenge } => {
-                Self::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, "log in first")
+            AccessError::Unauthorized { challenge, reason } => {
+                Self::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, reason)
                     .header(WWW_AUTHENTICATE, value(&challenge))
             }
+            AccessError::TooMany { retry_after } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                Code::TooManyRequests,
+                "too many wrong passwords came from this address",
+            )
+            .retry_after(retry_after),
+            AccessError::Unavailable { retry_after, reason } => Self::unavailable(retry_after, &reason),
             AccessError::Denied(reason) => Self::new(StatusCode::FORBIDDEN, Code::Denied, reason),
         }
     }

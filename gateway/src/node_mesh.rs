@@ -12,8 +12,9 @@ use shoal_daemon::node::{
 use shoal_daemon::records::service::RecordError;
 use shoal_daemon::rpc::{Listing, PAGE_MAX};
 use shoal_types::layout::BLOB_BYTES_MAX;
-use shoal_types::{Digest, RecordKind, RecordValue, Reference, RepositoryName, TagName};
+use shoal_types::{Digest, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
+use crate::holdings::{Holdings, Unsure};
 use crate::port::{
     BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError,
     PushError, UploadId, compare_tags,
@@ -23,12 +24,51 @@ use crate::port::{
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The mesh as a registry sees it, through a node of this process.
-pub struct NodeMesh(Node);
+pub struct NodeMesh(Node, Option<std::sync::Arc<Holdings>>);
 
 impl NodeMesh {
     /// The mesh through `node`.
     pub fn new(node: Node) -> Self {
-        Self(node)
+        Self(node, None)
+    }
+
+    /// The same, but a blob is to be had only through a repository that holds it, cached or not: for a gateway that does
+    /// not let everybody read everything. Pushes leave a record of each blob, for other such gateways.
+    pub fn confined(node: Node) -> Self {
+        Self(node, Some(Holdings::new()))
+    }
+
+    /// Whether `digest` may be read through `repository`.
+    async fn check_held(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), PullError> {
+        let Some(holdings) = &self.1 else { return Ok(()) };
+        match holdings.holds(&self.0, repository, digest).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PullError::NotFound),
+            Err(Unsure) => Err(PullError::Unavailable { retry_after: RETRY_AFTER }),
+        }
+    }
+
+    /// After a push or mount: the blob is the repository's, for every gateway.
+    async fn link(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), PushError> {
+        let Some(holdings) = &self.1 else { return Ok(()) };
+        self.0.record_blob(repository, *digest).await.map_err(push_error)?;
+        holdings.note_blob(repository, *digest);
+        Ok(())
+    }
+
+    /// A manifest that is known only by its bytes, because no owner can be asked and no record is remembered, may be
+    /// another repository's.
+    fn check_recorded(&self, repository: &RepositoryName, resolved: &Resolved) -> Result<(), PullError> {
+        if self.1.is_none() || !resolved.stale {
+            return Ok(());
+        }
+        let kind = RecordKind::Manifest(resolved.value.digest);
+        let key = RecordKey { repository: repository.clone(), kind };
+        match self.0.records().remembered(&key) {
+            Ok(Some(record)) if record.value().value.is_some() => Ok(()),
+            Ok(_) => Err(PullError::Unavailable { retry_after: RETRY_AFTER }),
+            Err(error) => Err(PullError::Internal(error.to_string())),
+        }
     }
 
     async fn has(&self, repository: &RepositoryName, digest: Digest) -> bool {
@@ -39,6 +79,7 @@ impl NodeMesh {
 #[async_trait]
 impl Mesh for NodeMesh {
     async fn stat_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64, PullError> {
+        self.check_held(repository, digest).await?;
         let (deleted, size) =
             tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
         if deleted {
@@ -57,6 +98,7 @@ impl Mesh for NodeMesh {
         digest: &Digest,
         range: Option<Range<u64>>,
     ) -> Result<BlobRead, PullError> {
+        self.check_held(repository, digest).await?;
         let (deleted, opened) =
             tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.open(*digest, range));
         if deleted {
@@ -115,7 +157,8 @@ impl Mesh for NodeMesh {
         upload: &UploadId,
         digest: &Digest,
     ) -> Result<(), PushError> {
-        self.0.finish_upload(repository, stored(upload)?, *digest).await.map_err(push_error)
+        self.0.finish_upload(repository, stored(upload)?, *digest).await.map_err(push_error)?;
+        self.link(repository, digest).await
     }
 
     async fn cancel_upload(&self, repository: &RepositoryName, upload: &UploadId) -> Result<(), PushError> {
@@ -137,10 +180,15 @@ impl Mesh for NodeMesh {
         {
             return Ok(false);
         }
+        // Without a source, only what the repository has already.
+        if self.check_held(from.unwrap_or(repository), digest).await.is_err() {
+            return Ok(false);
+        }
         if !self.has(repository, *digest).await {
             return Ok(false);
         }
         self.0.revive_blob(repository, *digest).await.map_err(push_error)?;
+        self.link(repository, digest).await?;
         Ok(true)
     }
 
@@ -149,7 +197,11 @@ impl Mesh for NodeMesh {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<ManifestInfo, PullError> {
-        self.0.resolve(repository, reference).await.map(info).map_err(manifest_error)
+        let resolved = self.0.resolve(repository, reference).await.map_err(manifest_error)?;
+        if matches!(reference, Reference::Digest(_)) {
+            self.check_recorded(repository, &resolved)?;
+        }
+        Ok(info(resolved))
     }
 
     async fn read_manifest(
@@ -159,7 +211,11 @@ impl Mesh for NodeMesh {
     ) -> Result<(ManifestInfo, Bytes), PullError> {
         let resolved =
             self.0.resolve(repository, &Reference::Digest(*digest)).await.map_err(manifest_error)?;
+        self.check_recorded(repository, &resolved)?;
         let bytes = self.0.read_manifest_bytes(*digest).await.map_err(manifest_error)?;
+        if let Some(holdings) = &self.1 {
+            holdings.note_manifest(repository, *digest, &bytes);
+        }
         Ok((info(resolved), Bytes::from(bytes)))
     }
 

@@ -3,6 +3,7 @@
 use http::StatusCode;
 use shoal_types::{Digest, RepositoryName};
 
+use crate::auth::TOKEN_PATH;
 use crate::error::{ApiError, Code};
 use crate::metrics::Route;
 use crate::port::UploadId;
@@ -11,6 +12,8 @@ use crate::port::UploadId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Base,
+    /// The gateway's own tokens.
+    Token,
     Catalog,
     Blob(RepositoryName, Digest),
     Uploads(RepositoryName),
@@ -28,6 +31,7 @@ impl Target {
     pub(crate) fn route(&self) -> Route {
         match self {
             Self::Base => "/v2/",
+            Self::Token => TOKEN_PATH,
             Self::Catalog => "/v2/_catalog",
             Self::Blob(..) => "/v2/<name>/blobs/<digest>",
             Self::Uploads(..) => "/v2/<name>/blobs/uploads/",
@@ -42,6 +46,9 @@ impl Target {
 /// Parses a path. Names have slashes, so it is read from its end.
 pub(crate) fn parse(path: &str) -> Result<Target, ApiError> {
     let no_route = || ApiError::new(StatusCode::NOT_FOUND, Code::Unsupported, "no such endpoint");
+    if path == TOKEN_PATH {
+        return Ok(Target::Token);
+    }
     let path = percent_decode(path).ok_or_else(no_route)?;
     let rest = match path.strip_prefix("/v2") {
         Some("" | "/") => return Ok(Target::Base),

@@ -7,17 +7,20 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{AccessController, AllowAll};
+use crate::access::{AccessController, AllowAll, Connection};
 use crate::config::GatewayConfig;
 use crate::metrics::GatewayMetrics;
 use crate::port::Mesh;
 use crate::service;
-use crate::socket::{PatientStream, refuse_tls, speaks_tls};
+use crate::socket::{Greeting, PatientStream, refuse, speaks_tls};
+use crate::tls::{ServerTls, client_names};
 
 /// Most bytes of a request head, and of a connection's read buffer.
 const HEAD_BYTES_MAX: usize = 128 << 10;
@@ -33,13 +36,14 @@ pub struct Gateway {
     pub(crate) metrics: GatewayMetrics,
     pub(crate) access: Arc<dyn AccessController>,
     pub(crate) requests: Arc<Semaphore>,
+    tls: Option<Arc<ServerTls>>,
 }
 
 impl Gateway {
     /// A gateway to `mesh` that lets everybody do everything.
     pub fn new(mesh: Arc<dyn Mesh>, config: GatewayConfig, metrics: GatewayMetrics) -> Self {
         let requests = Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS)));
-        Self { mesh, config, metrics, access: Arc::new(AllowAll), requests }
+        Self { mesh, config, metrics, access: Arc::new(AllowAll), requests, tls: None }
     }
 
     /// The same with another say in who may do what.
@@ -47,9 +51,15 @@ impl Gateway {
     pub fn with_access(self, access: Arc<dyn AccessController>) -> Self {
         Self { access, ..self }
     }
+
+    /// The same over TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Arc<ServerTls>) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
 }
 
-/// Serves the API in plain HTTP on `listener` until `shutdown` is cancelled; then accepts no more, lets responses under
+/// Serves the API on `listener`, in plain HTTP or over TLS, until `shutdown` is cancelled; then accepts no more, lets responses under
 /// way end for up to [`GatewayConfig::drain_timeout`], and returns.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, shutdown: CancellationToken) {
     let connections_max = gateway.config.connections_max.min(Semaphore::MAX_PERMITS);
@@ -99,22 +109,62 @@ async fn accept(
 async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: CancellationToken) {
     // Answers are written whole; waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
+    let mut about = Connection::default();
+    if let Ok(peer) = stream.peer_addr() {
+        about.address = peer.ip().to_canonical();
+    }
     let hello = tokio::select! {
         () = shutdown.cancelled() => return,
         hello = speaks_tls(&stream, gateway.config.header_timeout) => hello,
     };
-    match hello {
-        Ok(true) => {
+    match (hello, &gateway.tls) {
+        (Ok(true), Some(tls)) => encrypted(stream, gateway, tls, about, shutdown).await,
+        (Ok(true), None) => {
             gateway.metrics.rejected("tls_on_plain_port");
-            refuse_tls(stream).await;
+            refuse(stream, Greeting::Tls).await;
         }
-        Ok(false) => http(stream, gateway, shutdown).await,
-        Err(error) => tracing::debug!(%error, "connection without a request"),
+        (Ok(false), Some(_)) => {
+            gateway.metrics.rejected("plain_on_tls_port");
+            refuse(stream, Greeting::Plain).await;
+        }
+        (Ok(false), None) => http(stream, gateway, about, shutdown).await,
+        (Err(error), _) => tracing::debug!(%error, "connection without a request"),
     }
 }
 
-async fn http(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: CancellationToken) {
-    let service = service_fn(|request| service::handle(gateway.clone(), request));
+async fn encrypted(
+    stream: TcpStream,
+    gateway: &Arc<Gateway>,
+    tls: &ServerTls,
+    mut about: Connection,
+    shutdown: CancellationToken,
+) {
+    let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+    let shaken = tokio::select! {
+        () = shutdown.cancelled() => return,
+        shaken = tokio::time::timeout(gateway.config.handshake_timeout, handshake) => shaken,
+    };
+    let stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            gateway.metrics.rejected("handshake");
+            tracing::debug!(%error, address = %about.address, "a TLS handshake failed");
+            return;
+        }
+        Err(_) => return gateway.metrics.rejected("handshake"),
+    };
+    about.tls = true;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    about.certificate = shown.and_then(client_names).map(Arc::new);
+    http(stream, gateway, about, shutdown).await;
+}
+
+async fn http<S>(stream: S, gateway: &Arc<Gateway>, about: Connection, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let about = Arc::new(about);
+    let service = service_fn(|request| service::handle(gateway.clone(), about.clone(), request));
     let io = TokioIo::new(PatientStream::new(stream, gateway.config.write_timeout));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

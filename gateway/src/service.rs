@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use crate::access::Access;
+use crate::access::{Access, AccessError, Connection};
 use crate::body::{BodyLimits, Payload, ResponseBody, drain, request_stream};
 use crate::error::{ApiError, value};
 use crate::route::{Query, ROUTE_NONE, Target, parse};
@@ -31,6 +31,8 @@ pub(crate) struct Call {
     pub(crate) query: Query,
     pub(crate) body: Option<Incoming>,
     pub(crate) request_id: u64,
+    /// A mount's source may not be read: the client uploads instead.
+    pub(crate) mount_forbidden: bool,
 }
 
 impl Call {
@@ -62,6 +64,7 @@ impl Call {
 /// Answers one request.
 pub(crate) async fn handle(
     gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     static REQUESTS: AtomicU64 = AtomicU64::new(1);
@@ -74,11 +77,18 @@ pub(crate) async fn handle(
     let target = parse(head.uri.path());
     let route = target.as_ref().map_or(ROUTE_NONE, Target::route);
     let query = Query::parse(head.uri.query());
-    let mut call =
-        Call { gateway: gateway.clone(), method: method.clone(), head, query, body: Some(body), request_id };
+    let mut call = Call {
+        gateway: gateway.clone(),
+        method: method.clone(),
+        head,
+        query,
+        body: Some(body),
+        request_id,
+        mount_forbidden: false,
+    };
 
     let (answer, admission) = match target {
-        Ok(target) => dispatch(&mut call, target).instrument(span.clone()).await,
+        Ok(target) => dispatch(&mut call, &connection, target).instrument(span.clone()).await,
         Err(error) => (Err(error), None),
     };
     let mut response = match answer {
@@ -102,7 +112,7 @@ pub(crate) async fn handle(
 type Admitted = (Result<Response<Payload>, ApiError>, Option<OwnedSemaphorePermit>);
 
 /// Admits a request and carries it out. The permit lasts as long as the response's body.
-async fn dispatch(call: &mut Call, target: Target) -> Admitted {
+async fn dispatch(call: &mut Call, connection: &Connection, target: Target) -> Admitted {
     let gateway = call.gateway.clone();
     let admission = match &target {
         // Cheap, and the first thing that clients and health checks ask.
@@ -115,7 +125,20 @@ async fn dispatch(call: &mut Call, target: Target) -> Admitted {
             }
         },
     };
-    if let Err(error) = gateway.access.check(&call.head.headers, &wanted(call, &target)).await {
+    if target == Target::Token {
+        return (routes::token::get(call, connection).await, admission);
+    }
+    let wanted = wanted(call, &target);
+    let mut checked = gateway.access.check(connection, &call.head.headers, &wanted).await;
+    if let (Err(AccessError::Denied(_) | AccessError::Unauthorized { .. }), [first, _]) = (&checked, &*wanted)
+    {
+        // A mount from where the client may not read becomes an upload (specification, end-11: 202).
+        if gateway.access.check(connection, &call.head.headers, std::slice::from_ref(first)).await.is_ok() {
+            call.mount_forbidden = true;
+            checked = Ok(());
+        }
+    }
+    if let Err(error) = checked {
         gateway.metrics.rejected("access");
         return (Err(error.into()), admission);
     }
@@ -126,7 +149,8 @@ async fn dispatch(call: &mut Call, target: Target) -> Admitted {
 fn wanted(call: &Call, target: &Target) -> Vec<Access> {
     let reads = call.method == Method::GET || call.method == Method::HEAD;
     match target {
-        Target::Base => vec![Access::Ping],
+        // Tokens are for whoever asks: the password is checked where they are made.
+        Target::Base | Target::Token => vec![Access::Ping],
         Target::Catalog => vec![Access::Catalog],
         Target::Uploads(repository) => {
             // A mount reads from the other repository as well.

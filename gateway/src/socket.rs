@@ -11,14 +11,35 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// What a TLS client is told. Plain HTTP and not an alert: Go's TLS library recognises it ("server gave HTTP response to
-/// HTTPS client"), and `docker manifest --insecure` tries plain HTTP after that error only.
-const PLAIN_HTTP: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
-    This port speaks plain HTTP.\n";
-/// How long a TLS client may take to hang up after the answer.
+/// What a connection begins with that the port does not speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// A TLS hello on a plain port. It is answered in plain HTTP and not with an alert: Go's TLS library recognises that
+    /// ("server gave HTTP response to HTTPS client"), and `docker manifest --insecure` tries plain HTTP after that error
+    /// only.
+    Tls,
+    /// A plain request on a TLS port, answered as Go's own server does.
+    Plain,
+}
+
+impl Greeting {
+    fn answer(self) -> &'static [u8] {
+        match self {
+            Self::Tls => {
+                b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+                This port speaks plain HTTP.\n"
+            }
+            Self::Plain => {
+                b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+                This port speaks HTTPS.\n"
+            }
+        }
+    }
+}
+
+/// How long such a client may take to hang up after the answer.
 const TLS_LINGER: Duration = Duration::from_secs(1);
-/// Most bytes of a TLS client that are read and thrown away, so that the close does not reset the answer away.
+/// Most bytes of such a client that are read and thrown away, so that the close does not reset the answer away.
 const TLS_DRAIN_BYTES_MAX: usize = 64 << 10;
 
 /// Whether a new connection begins with a TLS handshake. Looks without taking. An error: the client closed or said
@@ -33,11 +54,11 @@ pub(crate) async fn speaks_tls(stream: &TcpStream, patience: Duration) -> io::Re
     }
 }
 
-/// Answers a TLS hello on a plain port at once, so that the client tries plain HTTP at once: dockerd waits 10 s for an
-/// answer otherwise, on each pull.
-pub(crate) async fn refuse_tls(mut stream: TcpStream) {
+/// Answers a client of the other protocol at once, so that it tries the right one at once: dockerd waits 10 s for an
+/// answer to its TLS hello otherwise, on each pull.
+pub(crate) async fn refuse(mut stream: TcpStream, greeting: Greeting) {
     let refuse = async {
-        stream.write_all(PLAIN_HTTP).await?;
+        stream.write_all(greeting.answer()).await?;
         stream.shutdown().await?;
         let mut scrap = [0; 4096];
         let mut seen = 0;

@@ -36,6 +36,7 @@ impl Truth {
             namespaces: Vec::new(),
             not_before: WallTime::from_unix_millis(0),
             not_after: WallTime::from_unix_millis(u64::MAX),
+            issuer: None,
         });
         let vouched =
             VouchedMetainfo { metainfo: SignedMetainfo::sign(metainfo.clone(), &signer), credential };

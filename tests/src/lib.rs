@@ -15,6 +15,7 @@ pub mod reader;
 pub mod registry;
 pub mod system;
 pub mod tar;
+pub mod tokens;
 pub mod wait;
 
 pub use image::{Dialect, Image, ImageBuilder};

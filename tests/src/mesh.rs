@@ -61,6 +61,8 @@ pub struct NodeSpec {
     zone: String,
     flags: Vec<String>,
     env: Vec<(String, String)>,
+    credential: Vec<String>,
+    join: Option<PathBuf>,
     data_dir: Option<PathBuf>,
     backend: Option<String>,
 }
@@ -69,7 +71,9 @@ impl NodeSpec {
     fn new(name: &str, kind: Kind) -> Self {
         let zone = ZONE.to_owned();
         let (flags, env) = (Vec::new(), Vec::new());
-        Self { name: name.to_owned(), kind, zone, flags, env, data_dir: None, backend: None }
+        let credential = Vec::new();
+        let name = name.to_owned();
+        Self { name, kind, zone, flags, env, credential, join: None, data_dir: None, backend: None }
     }
 
     /// A bootstrap peer.
@@ -102,6 +106,18 @@ impl NodeSpec {
     /// With variables in its environment.
     pub fn envs(self, variables: &[(&str, &str)]) -> Self {
         variables.iter().fold(self, |spec, (name, value)| spec.env(name, value))
+    }
+
+    /// With a flag more on the command that issues its credential; the last of a flag counts.
+    pub fn credential(mut self, flag: &str, value: &str) -> Self {
+        self.credential.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// With a join token out of this file instead of a credential.
+    pub fn join(mut self, token: &Path) -> Self {
+        self.join = Some(token.to_owned());
+        self
     }
 
     /// With a variable in its environment.
@@ -382,6 +398,40 @@ impl Mesh {
         Ok(self.root()?.join("mesh/mesh.pub"))
     }
 
+    /// The mesh's secret root key file.
+    ///
+    /// # Errors
+    /// When the mesh is finished.
+    pub fn mesh_key(&self) -> Result<PathBuf> {
+        Ok(self.root()?.join("mesh/mesh.key"))
+    }
+
+    /// The directory of a process's identity.
+    ///
+    /// # Errors
+    /// When the mesh is finished.
+    pub fn identity_dir(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.root()?.join("identity").join(name))
+    }
+
+    /// What a process has printed and logged.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn log(&self, name: &str) -> Result<String> {
+        Ok(std::fs::read_to_string(self.log_of(name)?)?)
+    }
+
+    /// Starts a process that is expected to be refused by the others: does not wait until it has joined.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn add_outcast(&mut self, spec: NodeSpec) -> Result<()> {
+        let node = self.launch(spec).await?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
     fn root(&self) -> Result<&Path> {
         Ok(self.root.as_ref().context("the mesh is finished")?.path())
     }
@@ -512,7 +562,8 @@ impl Mesh {
         Ok(())
     }
 
-    fn bootstrap_peers(&self) -> Vec<String> {
+    /// The doors of this mesh, as `--bootstrap` takes them.
+    pub fn bootstrap_peers(&self) -> Vec<String> {
         let bootstraps = self.nodes.iter().filter(|node| node.spec.kind == Kind::Bootstrap);
         bootstraps.map(|node| node.ready.listen.clone()).collect()
     }
@@ -531,7 +582,9 @@ impl Mesh {
             &spec.zone,
             &identity.to_string_lossy(),
         );
-        run_program(&issue).await?;
+        if spec.join.is_none() {
+            run_program(&with_flags(issue, &spec.credential)).await?;
+        }
         let data_dir = spec.data_dir.clone().unwrap_or_else(|| root.join("data").join(&spec.name));
         let args = self.args(&spec, &identity, &data_dir)?;
         let process = Process::start(&spec.name, &args, &spec.env, &self.log_of(&spec.name)?).await?;
@@ -543,12 +596,23 @@ impl Mesh {
         let mut flag = |name: &str, value: String| args.extend([name.to_owned(), value]);
         flag("--data-dir", data_dir.to_string_lossy().into_owned());
         flag("--identity", identity.to_string_lossy().into_owned());
-        flag("--mesh-pub", self.public_key()?.to_string_lossy().into_owned());
+        // Whoever joins gets the mesh's public key with the token.
+        let public = match &spec.join {
+            Some(_) => identity.with_extension("pub"),
+            None => self.public_key()?,
+        };
+        flag("--mesh-pub", public.to_string_lossy().into_owned());
         flag("--zone", spec.zone.clone());
         flag("--listen", format!("/ip4/127.0.0.1/tcp/{}", ports::reserve()?.port()));
         flag("--ops", ports::reserve()?.to_string());
-        for peer in self.bootstrap_peers().into_iter().chain(self.strangers.iter().cloned()) {
-            flag("--bootstrap", peer);
+        match &spec.join {
+            // The token knows the doors.
+            Some(token) => flag("--join", token.to_string_lossy().into_owned()),
+            None => {
+                for peer in self.bootstrap_peers().into_iter().chain(self.strangers.iter().cloned()) {
+                    flag("--bootstrap", peer);
+                }
+            }
         }
         if spec.kind != Kind::Bootstrap {
             flag("--data-listen", ports::reserve()?.to_string());
@@ -568,6 +632,18 @@ impl Mesh {
         args.extend(spec.flags.iter().cloned());
         Ok(args)
     }
+}
+
+/// A command with other values of flags it has, and with flags it has not.
+fn with_flags(mut command: Vec<String>, flags: &[String]) -> Vec<String> {
+    for pair in flags.chunks(2) {
+        let at = pair.first().and_then(|flag| command.iter().position(|word| word == flag));
+        match (at.and_then(|at| command.get_mut(at + 1)), pair) {
+            (Some(value), [_, new]) => new.clone_into(value),
+            _ => command.extend_from_slice(pair),
+        }
+    }
+    command
 }
 
 impl Drop for Mesh {

@@ -4,6 +4,7 @@ mod blobs;
 mod content;
 mod lists;
 mod manifests;
+pub(crate) mod token;
 mod uploads;
 
 use http::header::{HeaderName, LOCATION};
@@ -28,6 +29,8 @@ pub(crate) async fn run(call: &mut Call, target: Target) -> Answer {
             Method::GET | Method::HEAD => Ok(lists::json(StatusCode::OK, &serde_json::json!({}))),
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),
         },
+        // Answered before access is asked for.
+        Target::Token => Err(ApiError::method_not_allowed("GET")),
         Target::Catalog => match method {
             Method::GET | Method::HEAD => lists::catalog(call).await,
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),

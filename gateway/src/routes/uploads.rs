@@ -19,7 +19,9 @@ const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 pub(super) async fn start(call: &mut Call, repository: &RepositoryName) -> Answer {
     let mesh = call.gateway.mesh.clone();
     // What cannot be mounted, be it for malformed arguments, is to be uploaded.
-    if let Some(Ok(digest)) = call.query.get("mount").map(str::parse::<Digest>) {
+    if let Some(Ok(digest)) = call.query.get("mount").map(str::parse::<Digest>)
+        && !call.mount_forbidden
+    {
         let from = call.query.get("from").map(str::parse::<RepositoryName>).transpose();
         if let Ok(from) = from
             && mesh.mount_blob(repository, from.as_ref(), &digest).await?

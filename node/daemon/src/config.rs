@@ -80,6 +80,15 @@ settings! {
     identity("identity", Text, "DIR"): PathBuf = PathBuf::from("/etc/shoal/identity");
     /// File with the mesh's public key, as `shoal mesh init` writes it.
     mesh_pub("mesh-pub", Text, "FILE"): PathBuf = PathBuf::from("/etc/shoal/mesh.pub");
+    /// Join token, or the file that holds one (`shoal mesh join-token`): at the first start this process makes its
+    /// identity and credential with it, and it enters the mesh through the doors that the token names. A secret: a file
+    /// or the variable is better than the flag, which other users of the machine can see.
+    #[serde(skip_serializing)]
+    join("join", Text, "TOKEN|FILE"): Option<String> = None;
+    /// File with an issuing key (`shoal mesh intermediate`) with which this origin renews the credentials of members
+    /// before they expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    renewal_key("renewal-key", Text, "FILE"): Option<PathBuf> = None;
     /// Zone this process is in. It must be the one its credential names; leave it out to take the credential's.
     #[serde(skip_serializing_if = "Option::is_none")]
     zone("zone", Text, "ZONE"): Option<Zone> = None;
@@ -96,6 +105,20 @@ settings! {
     bootstrap("bootstrap", List, "MULTIADDR"): Vec<String> = vec![];
     /// Where the OCI registry API listens; only a gateway does.
     gateway("gateway", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([127, 0, 0, 1], 5000));
+    /// File with who may do what at the registry API (`docs/SECURITY.md`); without it everybody may do everything. Read
+    /// again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway_access("gateway-access", Text, "FILE"): Option<PathBuf> = None;
+    /// File with the registry API's TLS certificate chain in PEM; without it the API is plain HTTP. Read again when it
+    /// changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway_tls_cert("gateway-tls-cert", Text, "FILE"): Option<PathBuf> = None;
+    /// File with the private key of `gateway-tls-cert` in PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway_tls_key("gateway-tls-key", Text, "FILE"): Option<PathBuf> = None;
+    /// File with the CA in PEM whose certificates clients of the registry API may show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway_tls_client_ca("gateway-tls-client-ca", Text, "FILE"): Option<PathBuf> = None;
     /// Where health, metrics and status listen.
     ops("ops", Text, "HOST:PORT"): SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7070));
     /// Whether this process is an origin: it stores pushed blobs and vouches for metainfo and tags.
@@ -268,6 +291,11 @@ impl Config {
         if self.replicas == 0 {
             return conflict("replicas must be at least 1: a push has to be kept somewhere");
         }
+        if self.renewal_key.is_some() && !self.origin {
+            return conflict(
+                "renewal-key is set, but only origins are asked to renew: set origin = true as well",
+            );
+        }
         if self.origin && self.backend.is_empty() {
             return conflict("an origin needs a backend: set backend, for instance --backend fs:/srv/shoal");
         }
@@ -284,6 +312,16 @@ impl Config {
         }
         if self.listen.is_empty() {
             return conflict("listen is empty: the control plane needs at least one multiaddr");
+        }
+        if self.gateway_tls_cert.is_some() != self.gateway_tls_key.is_some() {
+            return conflict(
+                "gateway-tls-cert and gateway-tls-key go together: set both, or neither for plain HTTP",
+            );
+        }
+        if self.gateway_tls_client_ca.is_some() && self.gateway_tls_cert.is_none() {
+            return conflict(
+                "gateway-tls-client-ca needs gateway-tls-cert: certificates are shown over TLS only",
+            );
         }
         if self.connections_max < 8 {
             return conflict("connections-max must be at least 8");

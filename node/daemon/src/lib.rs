@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod driver;
 pub mod keys;
 pub mod links;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod ops;

@@ -15,7 +15,7 @@ use shoal_net::data::DataHandle;
 use shoal_net::identity::Identity;
 use shoal_net::tls::TlsSetup;
 use shoal_store::{KvTable, Store, UploadId};
-use shoal_types::{PeerId, Zone};
+use shoal_types::{IssuingKey, PeerId, Zone};
 use tokio::sync::watch;
 
 pub use blobs::{OpenError, StatError};
@@ -40,8 +40,9 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     config: Config,
-    identity: Identity,
     tls: TlsSetup,
+    /// The key with which it renews others' credentials.
+    renewer: Option<IssuingKey>,
     clock: Clock,
     store: Store,
     uploads: KvTable,
@@ -65,17 +66,22 @@ struct Inner {
 impl Node {
     /// Who this process is.
     pub fn peer_id(&self) -> PeerId {
-        self.0.identity.peer_id()
+        self.0.control.local_peer()
     }
 
     /// Its zone.
-    pub fn zone(&self) -> &Zone {
-        &self.0.identity.credential.value().zone
+    pub fn zone(&self) -> Zone {
+        self.identity().credential.value().zone.clone()
     }
 
-    /// Its identity.
-    pub fn identity(&self) -> &Identity {
-        &self.0.identity
+    /// Its identity, with its credential of the moment.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.0.tls.identity()
+    }
+
+    /// The key with which it renews others' credentials, if it does.
+    pub fn renewer(&self) -> Option<&IssuingKey> {
+        self.0.renewer.as_ref()
     }
 
     /// Its TLS identity, and the count of those it turned away.

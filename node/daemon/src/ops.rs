@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +20,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
 use shoal_net::control::ControlHandle;
-use shoal_types::{Digest, PeerId};
+use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
 use tokio::net::TcpListener;
 
 use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
@@ -60,6 +61,7 @@ pub async fn serve_door(control: ControlHandle, address: SocketAddr) -> std::io:
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
         .route("/metrics", get(door_metrics))
+        .route("/api/v1/revocations", put(|State(control): State<ControlHandle>, body| revoke(control, body)))
         .with_state(control);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -91,6 +93,11 @@ fn router(node: Node) -> Router {
         .route("/api/v1/blobs/{digest}", get(blobs::read))
         .route("/api/v1/blobs/{digest}", put(blobs::write))
         .route("/api/v1/manifests/{*image}", get(blobs::manifest))
+        .route("/api/v1/revocations", get(revocations))
+        .route(
+            "/api/v1/revocations",
+            put(|State(node): State<Node>, body| async move { revoke(node.control().clone(), body).await }),
+        )
         .with_state(node)
 }
 
@@ -365,6 +372,37 @@ struct PullRow {
     digest: Digest,
     #[serde(flatten)]
     pull: Pull,
+}
+
+#[derive(Serialize)]
+struct RevocationsRow {
+    version: u64,
+    revoked: Vec<PeerId>,
+}
+
+/// The list of revocations in force; version 0 when there is none.
+async fn revocations(State(node): State<Node>) -> Json<RevocationsRow> {
+    let list = node.tls().revocations().current();
+    let list = list.as_ref().map(|list| list.value());
+    Json(RevocationsRow {
+        version: list.map_or(0, |list| list.version),
+        revoked: list.map(|list| list.revoked.iter().map(|entry| entry.key).collect()).unwrap_or_default(),
+    })
+}
+
+/// Puts a signed list in force in the whole mesh. Its signature says whether that is wanted, so whoever reaches this
+/// listener may hand one in.
+async fn revoke(control: ControlHandle, body: Bytes) -> Response {
+    let list = match SignedRevocations::from_bytes(&body) {
+        Ok(list) => list,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, error),
+    };
+    match control.revoke(list).await {
+        Some(Ok(_)) => StatusCode::NO_CONTENT.into_response(),
+        Some(Err(error @ RevocationError::Old { .. })) => refusal(StatusCode::CONFLICT, error),
+        Some(Err(error)) => refusal(StatusCode::BAD_REQUEST, error),
+        None => refusal(StatusCode::SERVICE_UNAVAILABLE, "the control plane has stopped"),
+    }
 }
 
 /// An error body of the ops API: a JSON object with one line that says what to do.

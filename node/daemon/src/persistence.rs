@@ -4,7 +4,7 @@ use shoal_net::control::persist::{
     Change, ControlPersistence, KnownPeer, PersistError, Remembered, StoredProvided, StoredProvider,
 };
 use shoal_store::{KvOp, KvTable, Store, StoreError, Table};
-use shoal_types::{Digest, PeerId};
+use shoal_types::{Digest, PeerId, SignedRevocations};
 
 use crate::records::ledger::{Entries, LedgerError, LedgerTable};
 
@@ -14,6 +14,8 @@ const FORMAT: u8 = 1;
 const PAGE: usize = 1000;
 /// The one key of the list of known peers.
 const PEERS_KEY: &[u8] = b"peers";
+/// The key of the list of revocations, in the same table.
+const REVOCATIONS_KEY: &[u8] = b"revocations";
 
 /// The control plane's memory.
 pub(crate) struct Memory {
@@ -32,6 +34,14 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// The list of revocations that was in force.
+    pub(crate) fn revocations(&self) -> Result<Option<SignedRevocations>, PersistError> {
+        let bytes = self.peers.get(REVOCATIONS_KEY).map_err(persist_error)?;
+        Ok(bytes.and_then(|bytes| SignedRevocations::from_bytes(&bytes).ok()))
+    }
+}
+
 impl ControlPersistence for Memory {
     fn load(&self) -> Result<Remembered, PersistError> {
         let providers = load_all::<StoredProvider>(&self.providers)?;
@@ -40,11 +50,12 @@ impl ControlPersistence for Memory {
             Some(bytes) => decode::<Vec<KnownPeer>>(&bytes).unwrap_or_default(),
             None => Vec::new(),
         };
-        Ok(Remembered { providers, provided, peers })
+        Ok(Remembered { providers, provided, peers, revocations: self.revocations()? })
     }
 
     fn apply(&self, changes: Vec<Change>) -> Result<(), PersistError> {
         let (mut providers, mut provided, mut peers) = (Vec::new(), Vec::new(), None);
+        let mut revocations = None;
         for change in changes {
             match change {
                 Change::PutProvider(record) => {
@@ -57,13 +68,20 @@ impl ControlPersistence for Memory {
                 Change::PutProvided(own) => provided.push(KvOp::Put(digest_key(&own.digest), encode(&own))),
                 Change::DeleteProvided { digest } => provided.push(KvOp::Delete(digest_key(&digest))),
                 Change::SetPeers(list) => peers = Some(encode(&list)),
+                Change::SetRevocations(list) => revocations = Some(list.to_bytes()),
             }
         }
-        // All of it can be learned again, so none of it waits for the disk.
+        // All of this can be learned again, so none of it waits for the disk.
         self.providers.write_batch(&providers, false).map_err(persist_error)?;
         self.provided.write_batch(&provided, false).map_err(persist_error)?;
         if let Some(list) = peers {
             self.peers.put(PEERS_KEY, &list).map_err(persist_error)?;
+        }
+        if let Some(list) = revocations {
+            // This one waits.
+            self.peers
+                .write_batch(&[KvOp::Put(REVOCATIONS_KEY.to_vec(), list)], true)
+                .map_err(persist_error)?;
         }
         Ok(())
     }
@@ -140,7 +158,7 @@ mod tests {
     use super::*;
     use minicbor::bytes::ByteVec;
     use shoal_store::StoreConfig;
-    use shoal_types::WallTime;
+    use shoal_types::{MeshKey, RevocationList, WallTime};
 
     #[test]
     fn what_the_control_plane_remembers_survives_a_restart() {
@@ -158,19 +176,26 @@ mod tests {
             addresses: vec![],
             seen: WallTime::default(),
         };
+        let list = MeshKey::from_secret(&[1; 32]).revoke(RevocationList::default());
         Memory::new(&open())
             .apply(vec![
                 Change::PutProvider(provider(1)),
                 Change::PutProvider(provider(2)),
                 Change::PutProvided(own),
                 Change::SetPeers(vec![peer.clone()]),
+                Change::SetRevocations(list.clone()),
                 Change::DeleteProvider { digest: provider(1).digest, provider: provider(1).provider },
             ])
             .unwrap();
         let remembered = Memory::new(&open()).load().unwrap();
         assert_eq!(
             remembered,
-            Remembered { providers: vec![provider(2)], provided: vec![own], peers: vec![peer] }
+            Remembered {
+                providers: vec![provider(2)],
+                provided: vec![own],
+                peers: vec![peer],
+                revocations: Some(list)
+            }
         );
     }
 }

@@ -4,7 +4,10 @@
 //! answers repeat nothing of a question.
 
 use shoal_types::record::SignedRecord;
-use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, RepositoryName, VouchedMetainfo};
+use shoal_types::{
+    Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
+    VouchedMetainfo,
+};
 
 /// Most records in one page.
 pub const PAGE_MAX: u32 = 1000;
@@ -102,6 +105,17 @@ pub enum Request {
         #[n(1)]
         limit: u32,
     },
+    /// "My credential is about to expire: issue the next one." Asked of an origin that keeps an issuing key.
+    #[n(9)]
+    Renew,
+    /// "What is the credential of this author of records?" Asked of a member that passed on a record of an origin that
+    /// is gone.
+    #[n(10)]
+    GetCredential {
+        /// The author.
+        #[n(0)]
+        peer: PeerId,
+    },
 }
 
 /// Which records of a repository are listed.
@@ -168,6 +182,9 @@ pub enum Answer {
         #[n(1)]
         more: bool,
     },
+    /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
+    #[n(6)]
+    Credential(#[n(0)] Option<SignedCredential>),
     /// It could not be done.
     #[n(5)]
     Failed {

@@ -46,7 +46,18 @@ pub(crate) async fn listen(node: Node, mut events: mpsc::Receiver<ControlEvent>)
                     tracing::warn!(%error, "news of a record is lost");
                 }
             }
-            ControlEvent::Gossip { .. } | ControlEvent::PeerGone { .. } | ControlEvent::OriginsChanged => {}
+            ControlEvent::OriginsChanged => {
+                let node = node.clone();
+                let noted = tokio::task::spawn_blocking(move || {
+                    for origin in node.control().origins().iter() {
+                        node.records().note_author(&origin.credential);
+                    }
+                });
+                if let Err(error) = noted.await {
+                    tracing::warn!(%error, "origins are not remembered");
+                }
+            }
+            ControlEvent::Gossip { .. } | ControlEvent::PeerGone { .. } => {}
         }
     }
 }

@@ -6,4 +6,5 @@
 pub mod control;
 pub mod data;
 pub mod identity;
+pub mod revocation;
 pub mod tls;

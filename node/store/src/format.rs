@@ -170,6 +170,7 @@ mod tests {
                 namespaces: vec![],
                 not_before: WallTime::from_unix_millis(1),
                 not_after: WallTime::from_unix_millis(2),
+                issuer: None,
             }),
         }
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::cbor::text_forms;
+use crate::intermediate::{Intermediate, ScopeError, SignedIntermediate};
 use crate::peer::{KeyText, Keypair, PeerId, PeerIdParseError};
 use crate::signed::{Document, Signed, SignedError};
 use crate::time::WallTime;
@@ -136,6 +137,9 @@ pub struct Credential {
     /// Not valid after.
     #[n(5)]
     pub not_after: WallTime,
+    /// The intermediate that signed it; `None` when the root key did.
+    #[n(6)]
+    pub issuer: Option<SignedIntermediate>,
 }
 
 impl Document for Credential {
@@ -155,6 +159,9 @@ pub enum CredentialError {
     /// Another mesh's key signed it.
     #[error("the credential is of another mesh")]
     OtherMesh,
+    /// An intermediate of this mesh signed what it may not.
+    #[error("the credential is worth nothing: {0}")]
+    Scope(ScopeError),
     /// It was issued to another key than its holder's.
     #[error("the credential was issued to {issued_to}, but {holder} shows it")]
     OtherHolder {
@@ -203,6 +210,15 @@ impl MeshKey {
         MeshPublicKey(*self.0.peer_id().public_key())
     }
 
+    /// Signs what an issuing key may do.
+    pub fn certify(&self, intermediate: Intermediate) -> SignedIntermediate {
+        self.sign(intermediate)
+    }
+
+    pub(crate) fn sign<T: Document>(&self, document: T) -> Signed<T> {
+        Signed::sign(document, &self.0)
+    }
+
     /// Issues a credential.
     pub fn issue(&self, credential: Credential) -> SignedCredential {
         Signed::sign(credential, &self.0)
@@ -214,9 +230,33 @@ impl MeshKey {
 pub struct MeshPublicKey([u8; 32]);
 
 impl MeshPublicKey {
-    /// Whether this mesh's root key signed `credential`, whoever shows it and whenever.
+    /// The mesh whose root key signed something, such as an intermediate.
+    pub fn of_signer(signer: PeerId) -> Self {
+        Self(*signer.public_key())
+    }
+
+    pub(crate) fn key(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Whether this mesh's root key, or an intermediate of it within its scope, signed `credential`, whoever shows it
+    /// and whenever.
     pub fn signed(&self, credential: &SignedCredential) -> bool {
-        credential.signer().public_key() == &self.0
+        self.check_issuer(credential).is_ok()
+    }
+
+    fn check_issuer(&self, credential: &SignedCredential) -> Result<(), CredentialError> {
+        let root = match &credential.value().issuer {
+            None => credential.signer(),
+            Some(intermediate) => intermediate.signer(),
+        };
+        if root.public_key() != &self.0 {
+            return Err(CredentialError::OtherMesh);
+        }
+        match &credential.value().issuer {
+            None => Ok(()),
+            Some(intermediate) => intermediate.vouches_for(credential).map_err(CredentialError::Scope),
+        }
     }
 
     /// Checks that `credential` is of this mesh, issued to `holder`, and valid at `now`.
@@ -229,9 +269,7 @@ impl MeshPublicKey {
         holder: PeerId,
         now: WallTime,
     ) -> Result<(), CredentialError> {
-        if !self.signed(credential) {
-            return Err(CredentialError::OtherMesh);
-        }
+        self.check_issuer(credential)?;
         let inner = credential.value();
         if inner.peer != holder {
             return Err(CredentialError::OtherHolder { issued_to: inner.peer, holder });
@@ -281,6 +319,7 @@ mod tests {
             namespaces: vec![],
             not_before: WallTime::from_unix_millis(500_000),
             not_after: WallTime::from_unix_millis(2_000_000),
+            issuer: None,
         }
     }
 

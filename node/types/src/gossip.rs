@@ -125,6 +125,7 @@ mod tests {
             namespaces: vec![],
             not_before: WallTime::default(),
             not_after: WallTime::default(),
+            issuer: None,
         });
         let endpoints = vec!["10.0.0.1:4002".parse().unwrap()];
         GossipMessage::Heartbeat(Signed::sign(

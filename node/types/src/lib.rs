@@ -12,12 +12,15 @@ pub mod credential;
 pub mod digest;
 pub mod endpoint;
 pub mod gossip;
+pub mod intermediate;
+pub mod join;
 pub mod layout;
 pub mod metainfo;
 pub mod peer;
 pub mod record;
 pub mod reference;
 pub mod rendezvous;
+pub mod revocation;
 pub mod signed;
 pub mod time;
 pub mod zone;
@@ -27,6 +30,8 @@ pub use credential::{Credential, CredentialError, MeshKey, MeshPublicKey, Role, 
 pub use digest::{Algorithm, Digest, DigestHasher, DigestParseError};
 pub use endpoint::{Endpoint, EndpointParseError};
 pub use gossip::{GossipMessage, Heartbeat};
+pub use intermediate::{Intermediate, IssuingKey, ScopeError, SignedIntermediate};
+pub use join::{JoinToken, JoinTokenError};
 pub use layout::{LayoutError, PieceIndex, PieceLayout};
 pub use metainfo::{
     Metainfo, MetainfoBuilder, MetainfoError, PieceHash, SignedMetainfo, VouchError, VouchedMetainfo,
@@ -34,6 +39,7 @@ pub use metainfo::{
 pub use peer::{Keypair, PeerId, PeerIdParseError, Signature};
 pub use record::{Record, RecordKey, RecordKind, RecordValue, RecordVersion};
 pub use reference::{ImageReference, Reference, ReferenceParseError, RepositoryName, TagName};
+pub use revocation::{RevocationError, RevocationList, Revoked, SignedRevocations};
 pub use signed::{Document, Signed, SignedError};
 pub use time::{Timestamp, WallTime};
 pub use zone::{Zone, ZoneParseError};

@@ -348,6 +348,7 @@ mod tests {
                 namespaces: vec![],
                 not_before: Default::default(),
                 not_after: Default::default(),
+                issuer: None,
             }),
         };
         let public = mesh.public();

@@ -64,6 +64,24 @@ impl Docker {
         system::run(&mut command).await
     }
 
+    /// Logs in, as `docker login` does.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        self.run_docker(&["login", "--username", user, "--password", password, registry]).await?;
+        Ok(())
+    }
+
+    /// Logs out.
+    ///
+    /// # Errors
+    /// When `docker` fails.
+    pub async fn logout(&self, registry: &str) -> Result<()> {
+        self.run_docker(&["logout", registry]).await?;
+        Ok(())
+    }
+
     /// Loads an archive that names `reference` and pushes it there.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ runtime = "runc"
 "#;
         std::fs::write(dir.join("containers.conf"), conf)?;
         std::fs::write(dir.join("registries.conf"), "unqualified-search-registries = []\n")?;
+        // podman fails when the file that it is told of is not there.
+        std::fs::write(dir.join("auth.json"), "{}")?;
         std::fs::write(dir.join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)?;
         Ok(Self { dir: dir.to_owned() })
     }
@@ -36,6 +38,7 @@ runtime = "runc"
             .env("CONTAINERS_CONF", self.dir.join("containers.conf"))
             .env("CONTAINERS_REGISTRIES_CONF", self.dir.join("registries.conf"))
             .env("TMPDIR", self.dir.join("tmp"))
+            .env("REGISTRY_AUTH_FILE", self.dir.join("auth.json"))
             .arg("--root")
             .arg(self.dir.join("root"))
             .arg("--runroot")
@@ -68,6 +71,16 @@ impl Podman {
         let mut command = self.storage.command("podman");
         command.arg("--tmpdir").arg(self.storage.dir.join("libpod"));
         command
+    }
+
+    /// Logs in, as `podman login` does.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        let login = ["login", "--tls-verify=false", "--username", user, "--password", password, registry];
+        system::run(self.command().args(login)).await?;
+        Ok(())
     }
 
     /// Loads an archive that names `reference` and pushes it there.

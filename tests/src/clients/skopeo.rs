@@ -21,13 +21,25 @@ impl Skopeo {
     /// Those of the file system.
     pub fn new(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("tmp"))?;
+        std::fs::write(dir.join("auth.json"), "{}")?;
         Ok(Self { dir: dir.to_owned() })
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new("skopeo");
-        command.env("TMPDIR", self.dir.join("tmp")).arg("--insecure-policy");
+        command.env("TMPDIR", self.dir.join("tmp"));
+        command.env("REGISTRY_AUTH_FILE", self.dir.join("auth.json")).arg("--insecure-policy");
         command
+    }
+
+    /// Logs in, as `skopeo login` does.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        let login = ["login", "--tls-verify=false", "--username", user, "--password", password, registry];
+        system::run(self.command().args(login)).await?;
+        Ok(())
     }
 
     /// Copies with further options.

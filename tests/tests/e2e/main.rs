@@ -1,5 +1,6 @@
 //! End to end: real processes, real clients. The harness is this crate's library.
 
+mod access;
 mod arrows;
 mod backends;
 mod bad_input;
@@ -8,10 +9,12 @@ mod clients;
 mod config;
 mod conformance;
 mod corrupt;
+mod credentials;
 mod disk;
 mod flash;
 mod owners;
 mod recovery;
+mod strangers;
 mod stream;
 mod survive;
 mod write_back;

@@ -31,7 +31,7 @@ use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
 use crate::vault::Vault;
-use crate::{calls, upkeep};
+use crate::{calls, membership, upkeep};
 
 /// Why a node does not start. The text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,13 @@ impl Node {
         let store = open_store(&config, clock).await?;
         let tls = TlsSetup::new(identity.clone(), system_clock(), TlsSetup::admit_members())
             .map_err(|error| StartError::Plane { plane: "data", why: error.to_string() })?;
+        // Before anybody can connect.
+        if let Some(list) =
+            Memory::new(&store).revocations().map_err(|error| StartError::Store(error.to_string()))?
+            && let Err(error) = tls.revocations().offer(&list)
+        {
+            tracing::warn!(%error, "the list of revocations that was remembered is not taken");
+        }
         let (data, data_events) = bind_data(&config, &tls).await?;
         let (control, control_events) = start_control(control_settings, &config, &tls, &store, &data).await?;
         let mut registry = Registry::default();
@@ -83,6 +90,7 @@ impl Node {
         tokio::spawn(upkeep::listen(node.clone(), control_events));
         tokio::spawn(upkeep::follow_removals(node.clone(), removed));
         tokio::spawn(upkeep::keep_house(node.clone()));
+        tokio::spawn(membership::keep_credential(node.clone()));
         if node.vault().is_some() {
             tokio::spawn(upkeep::restore_copies(node.clone()));
             tokio::spawn(upkeep::write_back(node.clone()));
@@ -240,20 +248,23 @@ async fn assemble(
     let ledger = Ledger::new(Box::new(RecordTable(store.table(Table::Records))));
     let records = Arc::new(Records::new(
         ledger,
-        identity.clone(),
+        Identity::clone(&identity),
         Arc::clone(&discovery),
         Arc::clone(&directory),
         Arc::clone(&links),
         control.clone(),
         vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
+        tls.revocations().clone(),
     ));
+    let renewer = config.renewal_key.as_deref().map(crate::keys::read_issuing_key).transpose();
+    let renewer = renewer.map_err(|error| StartError::Config(format!("renewal-key: {error}")))?;
     Ok(Inner {
+        renewer,
         uploads: store.table(Table::Misc),
         writing: Mutex::new(HashSet::new()),
         registry: Mutex::default(),
         stopping: watch::channel(false).0,
         config,
-        identity,
         tls,
         clock,
         store,

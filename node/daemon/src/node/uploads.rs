@@ -220,18 +220,21 @@ impl Node {
     pub async fn revive_blob(&self, repository: &RepositoryName, digest: Digest) -> Result<(), FinishError> {
         let key = RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) };
         let seen = self.records().read(&key).await?;
-        if !seen.is_deleted() {
-            return Ok(());
+        if seen.is_deleted() {
+            self.records().write(key, Some(blob_value(digest))).await?;
         }
-        let value = RecordValue {
-            digest,
-            media_type: BLOB_MEDIA_TYPE.to_owned(),
-            size: 0,
-            subject: None,
-            artifact_type: None,
-            annotations: std::collections::BTreeMap::new(),
-        };
-        self.records().write(key, Some(value)).await?;
+        Ok(())
+    }
+
+    /// Records that a blob is `repository`'s, unless that is recorded already.
+    ///
+    /// # Errors
+    /// [`FinishError`].
+    pub async fn record_blob(&self, repository: &RepositoryName, digest: Digest) -> Result<(), FinishError> {
+        let key = RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) };
+        if self.records().read(&key).await?.value().is_none() {
+            self.records().write(key, Some(blob_value(digest))).await?;
+        }
         Ok(())
     }
 
@@ -275,6 +278,17 @@ impl Node {
         if let Err(why) = blocking(move || uploads.delete(&upload_key(id))).await {
             tracing::warn!(%why, "an ended upload cannot be forgotten");
         }
+    }
+}
+
+fn blob_value(digest: Digest) -> RecordValue {
+    RecordValue {
+        digest,
+        media_type: BLOB_MEDIA_TYPE.to_owned(),
+        size: 0,
+        subject: None,
+        artifact_type: None,
+        annotations: std::collections::BTreeMap::new(),
     }
 }
 

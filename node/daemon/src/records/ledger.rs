@@ -1,12 +1,12 @@
 //! The newest known record of each register, in an ordered table, with an index of referrers.
 //!
 //! Table keys: `r/<repository>\0<kind>` for records (see [`kind_key`]), `s/<repository>\0<subject>\0<kind>` for the
-//! index of referrers, `n/<repository>` for the names of repositories. `\0` cannot occur in a name, so that a prefix
+//! index of referrers, `n/<repository>` for the names of repositories, `a/<peer>` for the credentials of authors. `\0` cannot occur in a name, so that a prefix
 //! scan of one repository never meets another's.
 
 use parking_lot::Mutex;
 use shoal_types::record::SignedRecord;
-use shoal_types::{Digest, RecordKey, RecordKind, RepositoryName};
+use shoal_types::{Digest, PeerId, RecordKey, RecordKind, RepositoryName, SignedCredential};
 
 use crate::rpc::{Listing, PAGE_MAX};
 
@@ -107,6 +107,29 @@ impl Ledger {
         }
         self.table.write(writes)?;
         Ok(Applied::Kept { fresh: true })
+    }
+
+    /// The credential of an origin that writes records, if it is known.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn author(&self, peer: &PeerId) -> Result<Option<SignedCredential>, LedgerError> {
+        let Some(bytes) = self.table.get(&author_key(peer))? else { return Ok(None) };
+        let stored = bytes.split_first().filter(|(format, _)| **format == FORMAT).map(|(_, rest)| rest);
+        Ok(stored.and_then(|rest| SignedCredential::from_bytes(rest).ok()))
+    }
+
+    /// Remembers an origin's credential.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn note_author(&self, credential: &SignedCredential) -> Result<(), LedgerError> {
+        let peer = credential.value().peer;
+        if self.author(&peer)?.as_ref() == Some(credential) {
+            return Ok(());
+        }
+        let stored = [&[FORMAT], credential.to_bytes().as_slice()].concat();
+        self.table.write(vec![(author_key(&peer), Some(stored))])
     }
 
     /// A page of records, tombstones included, and whether there are more.
@@ -241,6 +264,10 @@ fn decode(bytes: &[u8]) -> Result<SignedRecord, LedgerError> {
         }
         _ => Err(LedgerError("a stored record has an unknown format: a newer version wrote it".to_owned())),
     }
+}
+
+fn author_key(peer: &PeerId) -> Vec<u8> {
+    [b"a/".as_slice(), peer.public_key()].concat()
 }
 
 fn repository_prefix(table: &[u8], repository: &RepositoryName) -> Vec<u8> {

@@ -15,10 +15,11 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use shoal_net::control::{ControlHandle, Origin};
 use shoal_net::identity::Identity;
+use shoal_net::revocation::Revocations;
 use shoal_types::record::SignedRecord;
 use shoal_types::{
-    GossipMessage, Record, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName, Role, Roles,
-    Signed,
+    Endpoint, GossipMessage, PeerId, Record, RecordKey, RecordKind, RecordValue, RecordVersion,
+    RepositoryName, Role, Roles, Signed, SignedCredential,
 };
 
 use super::ledger::{Applied, Ledger, LedgerError};
@@ -91,6 +92,7 @@ pub struct Records {
     archive: Option<Arc<Archive>>,
     /// Whether this process keeps all that it owns.
     settled: AtomicBool,
+    revocations: Revocations,
     /// One write at a time a key, so that this author never uses a version twice.
     writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -105,6 +107,7 @@ impl Records {
         links: Arc<Links>,
         control: ControlHandle,
         archive: Option<Arc<Archive>>,
+        revocations: Revocations,
     ) -> Self {
         Self {
             ledger,
@@ -115,6 +118,7 @@ impl Records {
             control,
             archive,
             settled: AtomicBool::new(false),
+            revocations,
             writing: Mutex::default(),
         }
     }
@@ -322,7 +326,10 @@ impl Records {
                 .all_repositories(after.as_ref(), limit)
                 .map(|(names, more)| Answer::Repositories { names, more })
                 .map_err(RecordError::from),
-            Request::Anchor { .. } | Request::Stat { .. } => {
+            Request::GetCredential { peer } => {
+                self.ledger.author(&peer).map(Answer::Credential).map_err(RecordError::from)
+            }
+            Request::Anchor { .. } | Request::Stat { .. } | Request::Renew => {
                 return failed(Failure::Refused, "not about records");
             }
         };
@@ -487,15 +494,58 @@ impl Records {
         let members = self.directory.recent(NEIGHBOURS_ASKED);
         let mut asked: FuturesUnordered<_> = members
             .iter()
-            .map(|(peer, member)| self.links.ask(*peer, &member.endpoints, &request, READ_TIMEOUT))
+            .map(|(peer, member)| {
+                let asked = self.links.ask(*peer, &member.endpoints, &request, READ_TIMEOUT);
+                async move { (*peer, member, asked.await) }
+            })
             .collect();
         let mut newest = local;
-        while let Some(answer) = asked.next().await {
-            if let Ok(Answer::Record(record)) = answer {
-                newest = newer(newest, record.filter(|record| record.value().key == *key));
+        while let Some((peer, member, answer)) = asked.next().await {
+            if let Ok(Answer::Record(Some(record))) = answer
+                && record.value().key == *key
+                && self.is_author(&record, peer, &member.endpoints).await
+            {
+                newest = newer(newest, Some(record));
             }
         }
         newest
+    }
+
+    /// Whether an origin of this mesh wrote a record that a member, who need not be one, passed on. Asks that member for
+    /// the author's credential if it is not known here.
+    async fn is_author(&self, record: &SignedRecord, by: PeerId, endpoints: &[Endpoint]) -> bool {
+        let author = record.signer();
+        if author != record.value().version.author {
+            return false;
+        }
+        if let Ok(Some(known)) = self.ledger.author(&author) {
+            return self.may_author(&author, &known);
+        }
+        let request = Request::GetCredential { peer: author };
+        let told = self.links.ask(by, endpoints, &request, READ_TIMEOUT).await;
+        let Ok(Answer::Credential(Some(credential))) = told else { return false };
+        if !self.may_author(&author, &credential) {
+            tracing::warn!(%by, %author, "a member passes on a record of somebody who is no origin");
+            return false;
+        }
+        self.note_author(&credential);
+        true
+    }
+
+    /// A record outlives its author's credential, so that it may have expired; it must have been an origin's.
+    fn may_author(&self, author: &PeerId, credential: &SignedCredential) -> bool {
+        let value = credential.value();
+        self.identity.mesh.signed(credential)
+            && value.peer == *author
+            && value.roles.contains(Role::Origin)
+            && !self.revocations.is_revoked(author, credential)
+    }
+
+    /// Remembers who an origin is, so that its records can be told from forged ones when it is gone.
+    pub fn note_author(&self, credential: &SignedCredential) {
+        if let Err(error) = self.ledger.note_author(credential) {
+            tracing::warn!(%error, "an origin's credential cannot be remembered");
+        }
     }
 
     async fn ask_all_zones(

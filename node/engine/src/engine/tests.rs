@@ -40,6 +40,7 @@ fn vouched(seed: u8) -> Arc<VouchedMetainfo> {
         namespaces: Vec::new(),
         not_before: WallTime::from_unix_millis(0),
         not_after: WallTime::from_unix_millis(u64::MAX),
+        issuer: None,
     };
     let credential = MeshKey::from_secret(&[8; 32]).issue(credential);
     Arc::new(VouchedMetainfo { metainfo: SignedMetainfo::sign(metainfo, &signer), credential })

@@ -37,6 +37,9 @@ impl Service {
             }
             Command::Dial(door) => self.dial_door(&door),
             Command::Ban { peer, lasting } => self.ban(peer, lasting),
+            Command::Revoke { list, done } => {
+                let _ = done.send(self.revoke(&list, None));
+            }
             Command::Status(done) => {
                 let _ = done.send(self.status());
             }

@@ -13,9 +13,10 @@ use shoal_types::{Endpoint, Role, Zone};
 
 use super::handle::{ControlEvent, Provider};
 use super::host::{BehaviourEvent, IDENTIFY_PROTOCOL};
-use super::introduce::{BEATS_MAX, Introduced};
+use super::introduce::{BEATS_MAX, Introduction, encode};
 use super::members::ip_of;
 use super::persist::{Change, StoredProvided};
+use super::push::Pushed;
 use super::reprovide::Outcome;
 use super::service::Service;
 use super::{addr, gossip};
@@ -84,6 +85,7 @@ impl Service {
                 self.on_identified(&peer_id, info);
             }
             BehaviourEvent::Introduce(introduced) => self.on_introduced(introduced),
+            BehaviourEvent::Revoke(pushed) => self.on_revocations(pushed),
             _ => {}
         }
     }
@@ -118,7 +120,10 @@ impl Service {
         let now = Instant::now();
         if self.members.connected(peer, credential.as_ref(), address, bootstrap, now) {
             let beats = self.origins.heartbeats(BEATS_MAX, now);
-            self.host.behaviour_mut().introduce.push(peer_id, &beats);
+            if !beats.is_empty() {
+                self.host.behaviour_mut().introduce.push(peer_id, encode(&beats));
+            }
+            self.introduce_revocations(peer_id);
         }
     }
 
@@ -166,7 +171,7 @@ impl Service {
         }
     }
 
-    fn on_introduced(&mut self, introduced: Introduced) {
+    fn on_introduced(&mut self, introduced: Pushed<Introduction>) {
         let now = Instant::now();
         let peer = addr::from_libp2p(&introduced.peer);
         let Some(member) = peer.and_then(|peer| self.members.get_mut(&peer)) else { return };
@@ -177,7 +182,7 @@ impl Service {
         }
         member.introduced = Some(now);
         let mut changed = false;
-        for (age, beat) in introduced.beats {
+        for (age, beat) in introduced.message.0 {
             match self.origins.observe(beat, age, now, self.setup.now()) {
                 Ok(news) => {
                     self.stats.introduced.count();

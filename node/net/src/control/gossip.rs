@@ -119,6 +119,7 @@ mod tests {
             namespaces: vec![],
             not_before: WallTime::default(),
             not_after: WallTime::from_unix_millis(2_000_000),
+            issuer: None,
         });
         let sent = WallTime::from_unix_millis(1_000_000);
         GossipMessage::Heartbeat(Signed::sign(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_types::{Digest, Endpoint, GossipMessage, PeerId, Roles, Zone};
+use shoal_types::{Digest, Endpoint, GossipMessage, PeerId, RevocationError, Roles, SignedRevocations, Zone};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::addr::BootstrapPeer;
@@ -146,6 +146,10 @@ pub(crate) enum Command {
         peer: PeerId,
         lasting: Duration,
     },
+    Revoke {
+        list: SignedRevocations,
+        done: oneshot::Sender<Result<bool, RevocationError>>,
+    },
     Status(oneshot::Sender<ControlStatus>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -263,6 +267,17 @@ impl ControlHandle {
     /// Closes the connections with `peer` and refuses new ones for a while.
     pub async fn ban(&self, peer: PeerId, lasting: Duration) {
         let _ = self.commands.send(Command::Ban { peer, lasting }).await;
+    }
+
+    /// Puts a list of revocations in force, here and in the whole mesh. Returns whether it is news; `None` when the
+    /// control plane has stopped.
+    ///
+    /// # Errors
+    /// [`RevocationError`]: the list is not this mesh's, or is an old one.
+    pub async fn revoke(&self, list: SignedRevocations) -> Option<Result<bool, RevocationError>> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command::Revoke { list, done }).await.ok()?;
+        answer.await.ok()
     }
 
     /// The origins alive, by peer id, this process included if it is one.

@@ -14,7 +14,7 @@ use shoal_types::Keypair;
 use super::config::ControlConfig;
 use super::records::Records;
 use super::upgrade::Upgrade;
-use super::{addr, gossip, introduce};
+use super::{addr, gossip, introduce, push, revoke};
 
 /// Kademlia's private protocol name.
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/shoal/kad/1");
@@ -32,7 +32,8 @@ pub(crate) struct Behaviour {
     pub(crate) gossip: gossipsub::Behaviour,
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
-    pub(crate) introduce: introduce::Behaviour,
+    pub(crate) introduce: push::Behaviour<introduce::Introduction>,
+    pub(crate) revoke: push::Behaviour<revoke::Revoking>,
 }
 
 /// A transport that yields members.
@@ -89,7 +90,8 @@ pub(crate) fn build(
         gossip: gossip::behaviour(&config.gossip, libp2p_keypair)?,
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
-        introduce: introduce::Behaviour::default(),
+        introduce: push::Behaviour::default(),
+        revoke: push::Behaviour::default(),
     };
     let host_config = libp2p::swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(config.connections.idle_timeout);

@@ -14,6 +14,8 @@ use shoal_types::{Endpoint, PeerId, Roles, SignedCredential, Zone};
 pub(crate) struct Member {
     pub(crate) zone: Zone,
     pub(crate) roles: Roles,
+    /// What it showed; `None` when the handshake's was lost.
+    pub(crate) credential: Option<SignedCredential>,
     /// Where its data plane is dialled; `None` until it has said so.
     pub(crate) endpoints: Option<Vec<Endpoint>>,
     /// The other end of its first connection.
@@ -43,6 +45,7 @@ impl Members {
         let member = self.0.entry(peer).or_insert_with(|| Member {
             zone: Zone::default(),
             roles: Roles::NONE,
+            credential: None,
             endpoints: None,
             address,
             since: now,
@@ -53,6 +56,7 @@ impl Members {
         if let Some(credential) = credential {
             member.zone = credential.value().zone.clone();
             member.roles = credential.value().roles;
+            member.credential = Some(credential.clone());
         }
         fresh
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use shoal_types::{
-    CredentialError, Endpoint, Heartbeat, MeshPublicKey, PeerId, Role, Signed, WallTime, Zone,
+    CredentialError, Endpoint, Heartbeat, MeshPublicKey, PeerId, Role, Signed, SignedCredential, WallTime,
+    Zone,
 };
 
 use super::config::HeartbeatConfig;
@@ -20,6 +21,8 @@ pub struct Origin {
     pub endpoints: Vec<Endpoint>,
     /// When it sent its last heartbeat, by its own clock.
     pub sent: WallTime,
+    /// What makes it an origin.
+    pub credential: SignedCredential,
 }
 
 /// Why a heartbeat is not believed. [`Self::is_hostile`] tells the malicious from the merely late.
@@ -131,6 +134,13 @@ impl Origins {
         Ok(changed)
     }
 
+    /// Forgets those whose credentials are revoked. Returns whether the set of origins changed.
+    pub(crate) fn remove_revoked(&mut self, revoked: impl Fn(&PeerId, &SignedCredential) -> bool) -> bool {
+        let before = self.known.len();
+        self.known.retain(|peer, known| !revoked(peer, &known.beat.value().credential));
+        self.known.len() != before
+    }
+
     /// Forgets the silent and the expired. Returns whether the set of origins changed.
     pub fn expire(&mut self, now: Instant, wall: WallTime) -> bool {
         let lifetime = self.lifetime();
@@ -165,6 +175,7 @@ impl Origins {
                     zone: beat.credential.value().zone.clone(),
                     endpoints: beat.endpoints.clone(),
                     sent: beat.sent,
+                    credential: beat.credential.clone(),
                 }
             })
             .collect()
@@ -205,6 +216,7 @@ mod tests {
             namespaces: vec![],
             not_before: WallTime::default(),
             not_after: wall(1_000),
+            issuer: None,
         });
         let endpoints = vec!["10.0.0.1:4002".parse().unwrap()];
         Signed::sign(Heartbeat { credential, endpoints, sent: wall(sent), leaving }, &keypair)

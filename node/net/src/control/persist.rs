@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
-use shoal_types::{Digest, PeerId, WallTime};
+use shoal_types::{Digest, PeerId, SignedRevocations, WallTime};
 
 /// A provider record another member left with this one.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
@@ -61,6 +61,8 @@ pub struct Remembered {
     pub provided: Vec<StoredProvided>,
     /// Peers, most recently seen first.
     pub peers: Vec<KnownPeer>,
+    /// The list of revocations in force.
+    pub revocations: Option<SignedRevocations>,
 }
 
 /// One change to what is remembered. Applying one twice is applying it once.
@@ -84,6 +86,9 @@ pub enum Change {
     },
     /// Replace the whole list of peers.
     SetPeers(Vec<KnownPeer>),
+    /// Replace the list of revocations. Unlike the rest it is no mere cache: until it is learned again, who is on it
+    /// could come in.
+    SetRevocations(SignedRevocations),
 }
 
 /// What is remembered could not be read or written.
@@ -115,6 +120,7 @@ struct Memory {
     providers: BTreeMap<(Digest, PeerId), StoredProvider>,
     provided: BTreeMap<Digest, StoredProvided>,
     peers: Vec<KnownPeer>,
+    revocations: Option<SignedRevocations>,
 }
 
 impl MemoryPersistence {
@@ -131,6 +137,7 @@ impl ControlPersistence for MemoryPersistence {
             providers: memory.providers.values().cloned().collect(),
             provided: memory.provided.values().copied().collect(),
             peers: memory.peers.clone(),
+            revocations: memory.revocations.clone(),
         })
     }
 
@@ -151,6 +158,7 @@ impl ControlPersistence for MemoryPersistence {
                     memory.provided.remove(&digest);
                 }
                 Change::SetPeers(peers) => memory.peers = peers,
+                Change::SetRevocations(list) => memory.revocations = Some(list),
             }
         }
         Ok(())

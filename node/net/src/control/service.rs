@@ -87,6 +87,11 @@ impl Control {
         persistence: Arc<dyn ControlPersistence>,
     ) -> Result<(ControlHandle, mpsc::Receiver<ControlEvent>), StartError> {
         let remembered = recall(persistence.clone()).await;
+        if let Some(list) = &remembered.revocations
+            && let Err(error) = setup.revocations().offer(list)
+        {
+            tracing::warn!(%error, "the list of revocations that was remembered is not taken");
+        }
         let local = setup.identity().peer_id();
         let seed = seed_of(&local);
         let (start, wall) = (Instant::now(), setup.now());
@@ -139,6 +144,7 @@ impl Control {
             dialling: HashSet::new(),
             bans: BTreeMap::new(),
             beating: false,
+            revocations_unsaved: false,
             last_beat: None,
             last_sent: WallTime::default(),
             next_beat: start,
@@ -204,6 +210,8 @@ pub(super) struct Service {
     pub(super) dialling: HashSet<libp2p::swarm::ConnectionId>,
     pub(super) bans: BTreeMap<PeerId, Instant>,
     pub(super) beating: bool,
+    /// The list of revocations in force is not yet remembered.
+    pub(super) revocations_unsaved: bool,
     pub(super) last_beat: Option<Instant>,
     pub(super) last_sent: WallTime,
     pub(super) next_beat: Instant,
@@ -318,6 +326,9 @@ impl Service {
         if all || now >= self.next_peers_save {
             self.next_peers_save = now + PEERS_SAVE_INTERVAL;
             changes.extend(self.known.take_changed().map(Change::SetPeers));
+        }
+        if std::mem::take(&mut self.revocations_unsaved) {
+            changes.extend(self.setup.revocations().current().map(Change::SetRevocations));
         }
         let lost = self.saver.write(changes).await;
         self.stats.unsaved.add(lost);

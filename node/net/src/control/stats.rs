@@ -53,6 +53,12 @@ stats! {
     provided,
     /// Records refused (no blob's key, publisher over its share).
     records_refused,
+    /// Lists of revocations that were put in force.
+    revocations_taken,
+    /// Lists of revocations that were refused: old ones, or not of this mesh.
+    revocations_refused,
+    /// Members disconnected because their credential expired or was revoked.
+    expelled,
     /// Records displaced by others.
     records_displaced,
     /// Records that lapsed.

@@ -48,6 +48,7 @@ fn identity(n: u8, role: Role, mesh: &MeshKey) -> Identity {
         namespaces: vec![],
         not_before: WallTime::default(),
         not_after: now.saturating_add(Duration::from_secs(3600)),
+        issuer: None,
     });
     Identity { keypair, credential, mesh: mesh.public() }
 }

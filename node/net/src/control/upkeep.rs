@@ -17,9 +17,10 @@ use super::service::Service;
 const LAPSE_MAX: usize = 2000;
 
 impl Service {
-    /// What has no deadline: lapsed records, silent origins, bans that are over, gauges.
+    /// What has no deadline: lapsed records, silent origins, expired members, bans that are over, gauges.
     pub(super) fn tidy(&mut self, now: Instant) {
         self.store().lapse(now, LAPSE_MAX);
+        self.expel();
         if self.origins.expire(now, self.setup.now()) {
             self.origins_changed();
         }

@@ -122,6 +122,9 @@ pub enum DisconnectReason {
     /// This side banned the peer.
     #[error("banned")]
     Banned,
+    /// The peer's credential expired or was revoked.
+    #[error("no longer admitted: {0}")]
+    Expelled(String),
     /// This side shuts down.
     #[error("shutting down")]
     Shutdown,
@@ -151,7 +154,7 @@ impl DisconnectReason {
             Self::Shutdown => Some(ByeReason::Shutdown),
             Self::Protocol(ProtocolError::Version) => Some(ByeReason::Version),
             Self::Protocol(_) => Some(ByeReason::Dropped(DropReason::Protocol)),
-            Self::Bye(_) | Self::Silent | Self::Overflow | Self::Lost(_) => None,
+            Self::Expelled(_) | Self::Bye(_) | Self::Silent | Self::Overflow | Self::Lost(_) => None,
         }
     }
 }

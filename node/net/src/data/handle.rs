@@ -22,6 +22,8 @@ use super::stats::DataStats;
 use super::{accept, dial};
 use crate::tls::{self, Plane, TlsSetup};
 
+/// How often the credentials of connected members are looked at.
+const EXPEL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long connections may take to end at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,6 +49,7 @@ impl DataPlane {
         let (sender, events) = mpsc::channel(config.events_max.max(1));
         let hub = Arc::new(Hub::new(config, setup, server, instance, sender));
         tokio::spawn(accept::accept(hub.clone(), listener));
+        tokio::spawn(expel(hub.clone()));
         Ok((DataHandle { hub, local_addr }, events))
     }
 }
@@ -185,6 +188,23 @@ impl DataHandle {
         // All places are free when the last connection is gone.
         let all = u32::try_from(self.hub.config.connections_max).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.hub.places.acquire_many(all)).await;
+    }
+}
+
+/// Closes the connections of members whose credential expires or is revoked, until the hub stops.
+async fn expel(hub: Arc<Hub>) {
+    loop {
+        tokio::select! {
+            () = hub.stopping.cancelled() => return,
+            () = tokio::time::sleep(EXPEL_INTERVAL) => {}
+        }
+        for link in hub.links() {
+            let remote = &link.remote;
+            if let Err(why) = hub.setup.check_member(remote.peer, &remote.credential) {
+                tracing::info!(peer = %remote.peer, %why, "a connection is closed");
+                link.close(DisconnectReason::Expelled(why.to_string()));
+            }
+        }
     }
 }
 

@@ -40,6 +40,7 @@ fn credential(mesh: &MeshKey, keypair: &Keypair, role: Role) -> SignedCredential
         namespaces: vec![],
         not_before: WallTime::from_unix_millis(NOW.unix_millis() - 1000),
         not_after: WallTime::from_unix_millis(NOW.unix_millis() + 1000),
+        issuer: None,
     })
 }
 

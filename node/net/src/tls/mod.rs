@@ -20,19 +20,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::RwLock;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName};
-use shoal_types::{PeerId, SignedCredential, WallTime};
+use shoal_types::{CredentialError, PeerId, SignedCredential, WallTime, Zone};
 
 use crate::identity::Identity;
+use crate::revocation::Revocations;
 pub use reject::{Refusal, RejectReason, Rejection, Rejections, rejection_of};
 use verify::{CertificateOfOurs, Verifier};
 
 /// Where the current time comes from.
 pub type Clock = Arc<dyn Fn() -> WallTime + Send + Sync>;
 
-/// The policy beyond the credential itself (bans, revocations). Called inside handshakes, so it must not block.
+/// The policy beyond the credential itself and the list of revocations (bans). Called inside handshakes, so it must not block.
 pub type Admission = Arc<dyn Fn(&PeerId, &SignedCredential) -> Result<(), Refusal> + Send + Sync>;
 
 /// The system's clock; the epoch itself should it stand before 1970.
@@ -73,15 +75,35 @@ pub enum SetupError {
     Tls(#[from] rustls::Error),
 }
 
+/// Why a new credential is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// It would not admit this process.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// A process is in one zone all its life.
+    #[error("the new credential is for the zone {then}, this process is in {now}: restart it to move")]
+    Zone {
+        /// Where it is.
+        now: Zone,
+        /// Where the new credential says.
+        then: Zone,
+    },
+    /// No certificate could be made of it.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
 /// Everything both planes' handshakes need. A cheap clone of one shared set-up.
 #[derive(Clone)]
 pub struct TlsSetup(Arc<Setup>);
 
 pub(crate) struct Setup {
-    identity: Identity,
+    identity: RwLock<Arc<Identity>>,
     clock: Clock,
     admission: Admission,
     rejections: Rejections,
+    revocations: Revocations,
     provider: Arc<CryptoProvider>,
     certificate: Arc<CertificateOfOurs>,
 }
@@ -94,12 +116,19 @@ impl TlsSetup {
     /// [`SetupError`]: the operating system or the TLS library failed; the process cannot start.
     pub fn new(identity: Identity, clock: Clock, admission: Admission) -> Result<Self, SetupError> {
         let provider = Arc::new(provider());
-        let generated = certificate::generate(&identity)?;
-        let key = provider.key_provider.load_private_key(generated.key)?;
-        let certified = CertifiedKey::new(vec![generated.certificate], key);
-        let certificate = Arc::new(CertificateOfOurs(Arc::new(certified)));
+        let certificate = Arc::new(CertificateOfOurs::new(certify(&provider, &identity)?));
+        let revocations = Revocations::new(identity.mesh);
+        let identity = RwLock::new(Arc::new(identity));
         let rejections = Rejections::default();
-        Ok(Self(Arc::new(Setup { identity, clock, admission, rejections, provider, certificate })))
+        Ok(Self(Arc::new(Setup {
+            identity,
+            clock,
+            admission,
+            rejections,
+            revocations,
+            provider,
+            certificate,
+        })))
     }
 
     /// The policy that lets every holder of a good credential in.
@@ -107,9 +136,45 @@ impl TlsSetup {
         Arc::new(|_, _| Ok(()))
     }
 
-    /// Who this process is.
-    pub fn identity(&self) -> &Identity {
-        &self.0.identity
+    /// Who this process is, with its credential of the moment.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.0.identity.read().clone()
+    }
+
+    /// Shows `credential` from now on. Connections that are open keep the old one until it expires.
+    ///
+    /// # Errors
+    /// [`RenewError`]: the old one stays.
+    pub fn renew(&self, credential: SignedCredential) -> Result<(), RenewError> {
+        let mut identity = self.0.identity.write();
+        identity.mesh.check(&credential, identity.peer_id(), self.now())?;
+        let (now, then) = (&identity.credential.value().zone, &credential.value().zone);
+        if now != then {
+            return Err(RenewError::Zone { now: now.clone(), then: then.clone() });
+        }
+        let fresh = Identity { credential, ..Identity::clone(&identity) };
+        let certified = certify(&self.0.provider, &fresh)?;
+        *identity = Arc::new(fresh);
+        self.0.certificate.replace(certified);
+        Ok(())
+    }
+
+    /// Whether a member that showed `credential` may stay connected, or come in.
+    ///
+    /// # Errors
+    /// [`Rejection`]: it expired, was revoked, or is banned.
+    pub fn check_member(&self, peer: PeerId, credential: &SignedCredential) -> Result<(), Rejection> {
+        let mesh = self.identity().mesh;
+        mesh.check(credential, peer, self.now()).map_err(|why| Rejection::Credential { peer, why })?;
+        if self.0.revocations.is_revoked(&peer, credential) {
+            return Err(Rejection::Refused { peer, why: Refusal::Revoked });
+        }
+        (self.0.admission)(&peer, credential).map_err(|why| Rejection::Refused { peer, why })
+    }
+
+    /// The list of revocations, which both planes' handshakes look at.
+    pub fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     /// What handshakes of both planes were refused for.
@@ -125,8 +190,15 @@ impl TlsSetup {
 
 impl fmt::Debug for TlsSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsSetup").field("identity", &self.0.identity).finish_non_exhaustive()
+        f.debug_struct("TlsSetup").field("identity", &self.identity()).finish_non_exhaustive()
     }
+}
+
+/// A fresh ephemeral certificate for `identity`.
+fn certify(provider: &CryptoProvider, identity: &Identity) -> Result<CertifiedKey, SetupError> {
+    let generated = certificate::generate(identity)?;
+    let key = provider.key_provider.load_private_key(generated.key)?;
+    Ok(CertifiedKey::new(vec![generated.certificate], key))
 }
 
 /// The accepting side's configuration for `plane`. Make it once and share it: it is the same for every connection.

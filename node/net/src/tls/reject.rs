@@ -95,6 +95,8 @@ reasons! {
     CredentialMalformed => "credential_malformed",
     /// A credential of another mesh.
     OtherMesh => "other_mesh",
+    /// A credential beyond what its intermediate may issue.
+    Scope => "scope",
     /// Somebody else's credential.
     OtherHolder => "other_holder",
     /// The credential is not valid yet.
@@ -123,6 +125,7 @@ impl Rejection {
             Self::Credential { why, .. } => match why {
                 CredentialError::Document(_) => RejectReason::CredentialMalformed,
                 CredentialError::OtherMesh => RejectReason::OtherMesh,
+                CredentialError::Scope(_) => RejectReason::Scope,
                 CredentialError::OtherHolder { .. } => RejectReason::OtherHolder,
                 CredentialError::NotYetValid { .. } => RejectReason::NotYetValid,
                 CredentialError::Expired { .. } => RejectReason::Expired,

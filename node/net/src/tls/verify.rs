@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
@@ -17,11 +18,22 @@ use super::{Rejection, TlsSetup};
 
 /// Shows our certificate whoever asks. (`with_single_cert` would refuse it for libp2p's critical extension.)
 #[derive(Debug)]
-pub(super) struct CertificateOfOurs(pub(super) Arc<CertifiedKey>);
+pub(super) struct CertificateOfOurs(RwLock<Arc<CertifiedKey>>);
+
+impl CertificateOfOurs {
+    pub(super) fn new(certified: CertifiedKey) -> Self {
+        Self(RwLock::new(Arc::new(certified)))
+    }
+
+    /// Shows another one from now on.
+    pub(super) fn replace(&self, certified: CertifiedKey) {
+        *self.0.write() = Arc::new(certified);
+    }
+}
 
 impl ResolvesClientCert for CertificateOfOurs {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
+        Some(self.0.read().clone())
     }
 
     fn has_certs(&self) -> bool {
@@ -31,7 +43,7 @@ impl ResolvesClientCert for CertificateOfOurs {
 
 impl ResolvesServerCert for CertificateOfOurs {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
+        Some(self.0.read().clone())
     }
 }
 
@@ -74,9 +86,7 @@ impl Verifier {
         if !member.certificate_valid_at(now) {
             return Err(Rejection::CertificateTime);
         }
-        let mesh = &self.setup.identity().mesh;
-        mesh.check(credential, peer, now).map_err(|why| Rejection::Credential { peer, why })?;
-        (self.setup.0.admission)(&peer, credential).map_err(|why| Rejection::Refused { peer, why })
+        self.setup.check_member(peer, credential)
     }
 
     /// The handshake's signature is by the certificate's key.

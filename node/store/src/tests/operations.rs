@@ -17,6 +17,7 @@ fn vouch(metainfo: &Metainfo) -> Arc<VouchedMetainfo> {
             namespaces: vec![],
             not_before: Default::default(),
             not_after: Default::default(),
+            issuer: None,
         }),
     })
 }

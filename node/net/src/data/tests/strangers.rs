@@ -22,7 +22,7 @@ async fn a_member_of_another_mesh_is_refused_and_counted() {
 #[tokio::test]
 async fn a_member_whose_credential_the_acceptor_refuses_learns_that_there_is_no_connection() {
     let banned = keypair(3).peer_id();
-    let identity = setup(1, 2).identity().clone();
+    let identity = Identity::clone(&setup(1, 2).identity());
     let admission: tls::Admission =
         Arc::new(move |peer, _| if *peer == banned { Err(tls::Refusal::Revoked) } else { Ok(()) });
     let one = node_of(TlsSetup::new(identity, Arc::new(|| NOW), admission).unwrap(), |_| ()).await;
