@@ -401,9 +401,11 @@ mod tests {
     async fn gcs_conforms_on_fake_gcs_server() {
         let gcs = Server::gcs().await;
         let dir = tempfile::tempdir().unwrap();
-        let mut backend = backend(&gcs.gcs_url("a/b"), &[]).await;
+        let url = gcs.gcs_url("a/b").parse().unwrap();
+        let mut store = DalStore::open_as(&url, &|_: &str| None).await.unwrap();
         // The server has no uploads in parts ("invalid uploadType"): those are tried by nothing here.
-        backend.capability.write_can_multi = false;
+        store.capability.write_can_multi = false;
+        let backend = ObjectBackend::new(store, Throttle::new(None));
         crate::conformance::check(Arc::new(backend), dir.path()).await;
     }
 }
