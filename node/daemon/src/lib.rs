@@ -26,3 +26,4 @@ pub mod records;
 pub mod rpc;
 mod upkeep;
 pub mod vault;
+mod vouchers;

@@ -67,6 +67,8 @@ pub struct Metrics {
     swarms: Gauge,
     /// Pieces that did not have their hash.
     pub pieces_corrupt: Counter,
+    /// Metainfo that was not taken because its origin has been revoked.
+    pub metainfo_revoked: Counter,
     /// Bytes read by local clients, by whether they were here already.
     pub read: Family<SourceLabel, Counter>,
     /// Pulls begun by local clients.
@@ -117,6 +119,7 @@ impl Metrics {
             failed: Counter::default(),
             swarms: Gauge::default(),
             pieces_corrupt: Counter::default(),
+            metainfo_revoked: Counter::default(),
             read: Family::default(),
             pulls: Counter::default(),
             pushes: Counter::default(),
@@ -163,6 +166,11 @@ impl Metrics {
         );
         shoal.register("blobs_failed", "Blobs whose fetch failed", self.failed.clone());
         shoal.register("pieces_corrupt", "Pieces that did not have their hash", self.pieces_corrupt.clone());
+        shoal.register(
+            "metainfo_revoked",
+            "Metainfo not taken: its origin has been revoked",
+            self.metainfo_revoked.clone(),
+        );
         shoal.register("swarms", "Swarms this process takes part in", self.swarms.clone());
         shoal.register_with_unit(
             "read",

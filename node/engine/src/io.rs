@@ -167,6 +167,14 @@ pub enum Input {
         /// The voucher, when an origin has signed it.
         vouched: Option<Arc<VouchedMetainfo>>,
     },
+    /// A peer sent metainfo that is not to be used, for a reason that says nothing about the peer: its signer has been
+    /// revoked. The peer is left; the blob's metainfo may still come from others.
+    MetainfoRefused {
+        /// Who sent it.
+        peer: PeerId,
+        /// On which of our channels.
+        channel: Channel,
+    },
     /// A lookup found peers. Addresses may be missing when the peer is connected anyway.
     PeersFound {
         /// The blob.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use shoal_engine::io::{BufferId, DropReason, Effect, Event, Input, LocalBlob, Opened};
 use shoal_engine::message::Channel;
+use shoal_net::revocation::Revocations;
 use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
 
 use super::{Driver, DriverHandle};
 use crate::vault::Vault;
+use crate::vouchers;
 
 impl Driver {
     pub(super) fn act(&mut self, effect: Effect) {
@@ -124,14 +126,14 @@ impl Driver {
         let (store, vault, handle) =
             (self.parts.store.clone(), self.parts.vault.clone(), self.handle.clone());
         let gate = self.parts.creating.get(&digest).cloned();
-        let pins = Arc::clone(&self.parts.pins);
+        let (pins, revocations) = (Arc::clone(&self.parts.pins), self.parts.revocations.clone());
         self.start(async move {
             if let Some(gate) = gate {
                 gate.await;
             }
             // Pinned first, so that what is found stays.
             let pin = store.pin(&digest);
-            let opened = open(store, vault.as_deref(), digest).await;
+            let opened = open(store, vault.as_deref(), &revocations, digest).await;
             if matches!(&opened, Opened::Here(blob) if !blob.complete) {
                 pins.lock().insert(digest, pin);
             }
@@ -223,7 +225,12 @@ impl Driver {
 }
 
 /// What the store, and at an origin the backend, have of a blob.
-async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
+pub(crate) async fn open(
+    store: Store,
+    vault: Option<&Vault>,
+    revocations: &Revocations,
+    digest: Digest,
+) -> Opened {
     let books = store.clone();
     let found = blocking(move || books.lookup(&digest)).await;
     let in_store = match found {
@@ -239,9 +246,17 @@ async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
                 Some(vault) if !entry.complete => vault.holds(&digest).await,
                 _ => false,
             };
+            let vouched = entry.vouched.filter(|vouched| !vouchers::is_revoked(revocations, vouched));
+            let vouched = match (vouched, vault) {
+                // All of it is here and has the digest, which is what vouching says.
+                (None, Some(vault)) if entry.complete => {
+                    Some(Arc::new(vault.vouch(entry.metainfo.as_ref().clone())))
+                }
+                (vouched, _) => vouched,
+            };
             Opened::Here(LocalBlob {
                 metainfo: entry.metainfo,
-                vouched: entry.vouched,
+                vouched,
                 pieces: entry.pieces,
                 complete: entry.complete,
                 in_backend,

@@ -225,6 +225,7 @@ async fn assemble(
         let parts =
             (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
         let (vault, pulls, metrics) = (vault.clone(), Arc::clone(&pulls), Arc::clone(&metrics));
+        let revocations = tls.revocations().clone();
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
             move |_| Parts {
@@ -238,6 +239,7 @@ async fn assemble(
                 vault,
                 pulls,
                 metrics,
+                revocations,
                 creating: HashMap::new(),
                 pins: Arc::default(),
                 calls,

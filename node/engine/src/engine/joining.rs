@@ -68,12 +68,24 @@ impl Engine {
             Message::Peers { peers, .. } => self.peers_found(digest, None, peers),
             Message::Leave { .. } => {
                 self.remove_member(digest, peer, Standing::Gone);
-                self.fill_swarm(digest);
-                self.dial(digest);
-                self.judge(digest);
-                self.check_use(digest);
+                self.gone(digest);
             }
         }
+    }
+
+    /// The driver does not believe the metainfo a peer sent.
+    pub(super) fn metainfo_refused(&mut self, peer: PeerId, channel: Channel) {
+        let Some(digest) = self.digest_of(&peer, channel) else { return };
+        self.leave_member(digest, peer, Standing::Gone);
+        self.gone(digest);
+    }
+
+    /// A member less: others are looked for.
+    fn gone(&mut self, digest: Digest) {
+        self.fill_swarm(digest);
+        self.dial(digest);
+        self.judge(digest);
+        self.check_use(digest);
     }
 
     fn join(&mut self, peer: PeerId, channel: Channel, digest: Digest, wants_metainfo: bool, probe: bool) {
@@ -279,7 +291,8 @@ impl Engine {
                 }
                 return;
             }
-            if blob.vouched.is_none() {
+            // The driver's own word replaces what a peer said: that signer may have been revoked meanwhile.
+            if blob.vouched.is_none() || (from.is_none() && vouched.is_some()) {
                 blob.vouched = vouched;
             }
         } else {
