@@ -12,11 +12,13 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod hostile;
 mod owners;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod wire;
 mod write_back;
 
 use anyhow::Result;

@@ -26,7 +26,7 @@ impl Service {
                     if self.is_origin() { self.publish(&message) } else { Err(PublishError::NotOrigin) };
                 let _ = done.send(published);
             }
-            #[cfg(test)]
+            #[cfg(any(test, feature = "hostile"))]
             Command::PublishUnchecked { message, done } => {
                 let _ = done.send(self.publish(&message));
             }
