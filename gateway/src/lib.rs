@@ -11,6 +11,9 @@ mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod holdings;
 mod manifest;
 #[cfg(any(test, feature = "testing"))]

@@ -10,6 +10,9 @@ pub mod config;
 pub mod directory;
 pub mod discovery;
 pub mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod links;
 pub mod membership;

@@ -5,6 +5,9 @@
 
 pub mod control;
 pub mod data;
+#[cfg(feature = "hostile")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod revocation;
 pub mod tls;

@@ -266,6 +266,13 @@ fn decode(bytes: &[u8]) -> Result<SignedRecord, LedgerError> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(record) = decode(bytes) {
+        let _ = record_key(&record.value().key);
+    }
+}
+
 fn author_key(peer: &PeerId) -> Vec<u8> {
     [b"a/".as_slice(), peer.public_key()].concat()
 }

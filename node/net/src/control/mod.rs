@@ -53,3 +53,26 @@ pub use libp2p::Multiaddr;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "hostile")]
+pub(crate) mod fuzzing {
+    //! See [`crate::fuzzing`].
+
+    use super::{Multiaddr, addr, introduce, push};
+
+    pub(crate) fn introduction(bytes: &[u8]) {
+        if let Ok(read) = <introduce::Introduction as push::Payload>::decode(bytes) {
+            let again = <introduce::Introduction as push::Payload>::decode(&introduce::encode(&read.0));
+            assert!(again.is_ok_and(|again| again.0 == read.0));
+        }
+    }
+
+    pub(crate) fn data_address(text: &str) {
+        let Ok(address) = text.parse::<Multiaddr>() else { return };
+        if let Some((endpoint, Some(zone))) = addr::parse_data_address(&address) {
+            let again = addr::parse_data_address(&addr::data_address(&endpoint, &zone));
+            assert_eq!(again, Some((endpoint, Some(zone))));
+        }
+        let _ = addr::is_control_address(&address);
+    }
+}
