@@ -24,6 +24,7 @@ pub mod port;
 mod range;
 mod route;
 mod routes;
+mod seats;
 mod server;
 mod service;
 mod socket;

@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::seats::Busy;
+
 /// A route's template, such as `/v2/<name>/blobs/<digest>`.
 pub(crate) type Route = &'static str;
 
@@ -68,9 +70,9 @@ impl GatewayMetrics {
         own
     }
 
-    pub(crate) fn begin(&self) -> InFlight {
+    pub(crate) fn begin(&self, busy: Busy) -> InFlight {
         self.in_flight.inc();
-        InFlight { metrics: Arc::new(self.clone()) }
+        InFlight { metrics: Arc::new(self.clone()), _busy: busy }
     }
 
     pub(crate) fn answered(&self, route: Route, method: &'static str, code: u16) {
@@ -107,6 +109,8 @@ impl Default for GatewayMetrics {
 /// A request under way, until it is dropped.
 pub(crate) struct InFlight {
     metrics: Arc<GatewayMetrics>,
+    /// Its connection does not give way.
+    _busy: Busy,
 }
 
 impl InFlight {

@@ -17,6 +17,7 @@ use crate::body::{BodyLimits, Payload, ResponseBody, drain, request_stream};
 use crate::error::{ApiError, value};
 use crate::route::{Query, ROUTE_NONE, Target, parse};
 use crate::routes;
+use crate::seats::Busy;
 use crate::server::Gateway;
 
 /// "Determining Support": `docker manifest` fails without it.
@@ -65,12 +66,13 @@ impl Call {
 pub(crate) async fn handle(
     gateway: Arc<Gateway>,
     connection: Arc<Connection>,
+    busy: Busy,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     static REQUESTS: AtomicU64 = AtomicU64::new(1);
     let request_id = REQUESTS.fetch_add(1, Ordering::Relaxed);
     let started = Instant::now();
-    let in_flight = gateway.metrics.begin();
+    let in_flight = gateway.metrics.begin(busy);
     let (head, body) = request.into_parts();
     let method = head.method.clone();
     let span = tracing::info_span!("request", id = request_id, method = %method, path = head.uri.path());

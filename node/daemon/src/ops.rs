@@ -2,6 +2,7 @@
 //! authentication, so keep it there.
 
 mod blobs;
+mod limited;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use shoal_net::control::ControlHandle;
 use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
 use tokio::net::TcpListener;
 
+use self::limited::Limited;
 use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
 use crate::node::Node;
 use crate::pulls::Pull;
@@ -40,8 +42,8 @@ pub async fn serve(node: Node, address: SocketAddr) -> std::io::Result<SocketAdd
     let stopping = node.clone();
     let router = router(node);
     tokio::spawn(async move {
-        let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { stopping.stopping().await });
+        let served = axum::serve(Limited::new(listener), router)
+            .with_graceful_shutdown(async move { stopping.stopping().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the ops listener failed");
         }
@@ -64,7 +66,7 @@ pub async fn serve_door(control: ControlHandle, address: SocketAddr) -> std::io:
         .route("/api/v1/revocations", put(|State(control): State<ControlHandle>, body| revoke(control, body)))
         .with_state(control);
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(Limited::new(listener), router).await {
             tracing::error!(%error, "the ops listener failed");
         }
     });

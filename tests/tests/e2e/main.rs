@@ -12,6 +12,7 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod flood;
 mod hostile;
 mod owners;
 mod recovery;

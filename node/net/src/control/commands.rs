@@ -116,7 +116,7 @@ impl Service {
         self.beating = beating;
     }
 
-    fn ban(&mut self, peer: PeerId, lasting: Duration) {
+    pub(super) fn ban(&mut self, peer: PeerId, lasting: Duration) {
         if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&peer) {
             let soonest =
                 self.bans.iter().min_by_key(|(peer, until)| (**until, **peer)).map(|(peer, _)| *peer);

@@ -8,7 +8,8 @@
 //! reprovide   when to announce which own blob (pure)
 //! lookup      searches for providers under way
 //! origins     origins alive, by their heartbeats (pure); introduce tells newcomers of them at once
-//! gossip      which news is believed and passed on
+//! gossip      which news is believed and passed on; conduct: how much of it, and who is banned
+//! inbound     handshakes at once, connections by address
 //! known       peers remembered for the next start
 //! pruner      which connections to close (pure)
 //! persist     the port to whatever remembers all that
@@ -16,11 +17,13 @@
 
 mod addr;
 mod commands;
+pub mod conduct;
 pub mod config;
 mod events;
 mod gossip;
 mod handle;
 mod host;
+mod inbound;
 mod introduce;
 mod known;
 mod lookup;

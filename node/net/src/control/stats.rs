@@ -69,6 +69,10 @@ stats! {
     connections_closed,
     /// Inbound connections that failed in their handshake (the TLS set-up counts them by reason) or were over a limit.
     inbound_failed,
+    /// Inbound connections closed at once: their address connects too often.
+    inbound_too_often,
+    /// Inbound handshakes that had to give way to later ones.
+    handshakes_evicted,
     /// Dials that failed.
     outbound_failed,
     /// Connections the pruner closed.
@@ -103,6 +107,10 @@ stats! {
     gossip_rejected,
     /// Messages neither believed nor passed on.
     gossip_ignored,
+    /// News of an origin that says too much: neither believed nor passed on.
+    gossip_damped,
+    /// Members banned for their gossip.
+    gossip_banned,
     /// Heartbeats learned on connecting.
     introduced,
     /// Introductions refused (forged, or too often).
