@@ -1,5 +1,8 @@
 //! The decoders of this crate that only it can reach, for fuzzing.
 
+mod sequences;
+
+pub use self::sequences::play;
 use crate::manifest::Manifest;
 use crate::range::{Plan, parse_content_range, plan};
 use crate::{auth, route};

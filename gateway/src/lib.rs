@@ -16,7 +16,7 @@ mod error;
 pub mod fuzzing;
 mod holdings;
 mod manifest;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(test, feature = "testing", feature = "fuzzing"))]
 pub mod memory;
 mod metrics;
 mod node_mesh;

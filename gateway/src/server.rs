@@ -99,6 +99,17 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, shutdown: Cance
     }
 }
 
+/// Serves the API on one connection that is open.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(stream: S, gateway: Arc<Gateway>) {
+    let about = Connection::default();
+    let seats = Seats::new(1, 1);
+    let (place, _) = seats.take().await;
+    if let Some(seat) = seats.seat(place, about.address, Instant::now()) {
+        http(stream, &gateway, &seat, about, CancellationToken::new()).await;
+    }
+}
+
 /// A connection, until it ends or has to give way.
 async fn seated(stream: TcpStream, gateway: Arc<Gateway>, seat: Arc<Seat>, shutdown: CancellationToken) {
     gateway.metrics.connections.inc();

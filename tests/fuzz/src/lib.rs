@@ -33,11 +33,37 @@ pub const TARGETS: &[Target] = &[
     Target { name: "references", run: text::references, seeds: text::reference_seeds },
     Target { name: "ranges", run: text::ranges, seeds: text::range_seeds },
     Target { name: "requests", run: text::requests, seeds: text::request_seeds },
+    Target { name: "sequences", run: shoal_gateway::fuzzing::play, seeds: sequence_seeds },
     Target { name: "manifest", run: text::manifest, seeds: text::manifest_seeds },
     Target { name: "config", run: files::config, seeds: files::config_seeds },
     Target { name: "access", run: files::access, seeds: files::access_seeds },
     Target { name: "disk", run: files::disk, seeds: files::disk_seeds },
 ];
+
+/// Sequences of requests that get somewhere: push, tag, read, list, delete, mount.
+fn sequence_seeds() -> Vec<Vec<u8>> {
+    let at = |repository: u8, item: u8, upload: u8| repository | item << 1 | upload << 3;
+    let push = |repository| (0..4).flat_map(move |item| [1, at(repository, item, 0), 0]);
+    let image = |item, how| [7, at(0, item, 0), how];
+    let all: Vec<u8> = push(0)
+        .chain((0..4).flat_map(|item| image(item, item << 2 | 2)))
+        .chain([9, 0, 0, 9, 0, 1, 9, at(0, 1, 0), 2, 11, 0, 0, 0, at(0, 3, 0), 0b0100_1010])
+        .collect();
+    let undone: Vec<u8> = all
+        .iter()
+        .copied()
+        .chain([10, 0, 0, 10, at(0, 1, 0), 1, 10, at(0, 2, 0), 2, 11, 0, 0, 9, 0, 0])
+        .collect();
+    let uploads = [
+        &[2, 0, 0, 2, 1, 0][..],
+        &[3, at(0, 1, 0), 0, 3, at(0, 2, 0), 1, 3, at(0, 2, 1), 2, 3, at(0, 2, 0), 3],
+        &[6, 0, 0, 4, at(0, 3, 0), 1, 4, at(0, 0, 0), 2, 5, 0, 0, 0, at(0, 1, 0), 0],
+    ];
+    let mounts =
+        push(0).chain([12, at(1, 1, 0), 0, 12, at(1, 2, 0), 1, 12, at(0, 0, 0), 2, 0, at(1, 1, 0), 0]);
+    let nonsense = (0..12).flat_map(|n| [13, n * 17, n]);
+    vec![all, undone, uploads.concat(), mounts.collect(), nonsense.collect()]
+}
 
 /// `data` as text, when it is.
 fn text_of(data: &[u8]) -> Option<&str> {
