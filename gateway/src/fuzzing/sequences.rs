@@ -183,6 +183,8 @@ impl Client {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(body)).unwrap_or_default();
+        let ready = self.send.ready().await;
+        assert!(ready.is_ok(), "{method} {path}: the connection ended before: {ready:?}");
         let answer = self.send.send_request(request).await;
         let Ok(answer) = answer else { panic!("{method} {path}: {answer:?}") };
         let (head, body) = answer.into_parts();

@@ -22,9 +22,9 @@ use crate::MIB;
 const RUBBISH: usize = 10_000;
 /// Of those, so many at once at each port.
 const RUBBISH_AT_ONCE: usize = 32;
-/// Pause between two at each of these places: together the ports get some hundreds a second, so that the strangers' own
-/// work, on the same processors, is not what is measured.
-const RUBBISH_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between two at each of these places: together the ports get about a thousand a second, so that the strangers'
+/// own work, on the same processors, is not what is measured.
+const RUBBISH_PAUSE: Duration = Duration::from_millis(300);
 /// Connections that say a byte at a time, at each port.
 const SLOW: usize = 300;
 const SLOW_PAUSE: Duration = Duration::from_secs(2);
@@ -112,11 +112,14 @@ async fn ten_thousand_strangers_at_each_port_do_not_slow_members_down() -> Resul
         }
         let thrown = thrown.clone();
         throwers.spawn(async move {
-            let one = async |number: usize| {
-                rubbish(at + number, to).await?;
-                thrown.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(RUBBISH_PAUSE).await;
-                anyhow::Ok(())
+            let one = |number: usize| {
+                let thrown = thrown.clone();
+                async move {
+                    rubbish(at + number, to).await?;
+                    thrown.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(RUBBISH_PAUSE).await;
+                    anyhow::Ok(())
+                }
             };
             let mut all = stream::iter(0..RUBBISH).map(one).buffer_unordered(RUBBISH_AT_ONCE);
             while let Some(done) = all.next().await {
