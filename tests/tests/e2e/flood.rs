@@ -91,7 +91,7 @@ async fn best(mesh: &Mesh, seeds: std::ops::Range<u64>) -> Result<f64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_strangers_at_each_port_do_not_slow_members_down() -> Result<()> {
-    let mesh = Mesh::with_gateways(2).exclusive().start().await?;
+    let mut mesh = Mesh::with_gateways(2).exclusive().start().await?;
     let quiet = QUIET_PULLS as u64;
     let mut before = best(&mesh, 2000..2000 + quiet).await?;
     let mut ports = Vec::new();
