@@ -71,6 +71,11 @@ impl NodeMesh {
         }
     }
 
+    /// Whether a blob was deleted from a repository. From one of another registry nothing is, only its cached bytes.
+    async fn is_deleted(&self, repository: &RepositoryName, digest: Digest) -> bool {
+        !self.0.is_mirrored(repository) && self.0.is_blob_deleted(repository, digest).await
+    }
+
     async fn has(&self, repository: &RepositoryName, digest: Digest) -> bool {
         self.0.stat(digest, Some(repository)).await.is_ok()
     }
@@ -81,7 +86,7 @@ impl Mesh for NodeMesh {
     async fn stat_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64, PullError> {
         self.check_held(repository, digest).await?;
         let (deleted, size) =
-            tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
+            tokio::join!(self.is_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
         if deleted {
             return Err(PullError::NotFound);
         }
@@ -99,8 +104,10 @@ impl Mesh for NodeMesh {
         range: Option<Range<u64>>,
     ) -> Result<BlobRead, PullError> {
         self.check_held(repository, digest).await?;
-        let (deleted, opened) =
-            tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.open(*digest, range));
+        let (deleted, opened) = tokio::join!(
+            self.is_deleted(repository, *digest),
+            self.0.open_of(Some(repository), *digest, range)
+        );
         if deleted {
             return Err(PullError::NotFound);
         }
@@ -212,7 +219,7 @@ impl Mesh for NodeMesh {
         let resolved =
             self.0.resolve(repository, &Reference::Digest(*digest)).await.map_err(manifest_error)?;
         self.check_recorded(repository, &resolved)?;
-        let bytes = self.0.read_manifest_bytes(*digest).await.map_err(manifest_error)?;
+        let bytes = self.0.read_manifest_of(repository, *digest).await.map_err(manifest_error)?;
         if let Some(holdings) = &self.1 {
             holdings.note_manifest(repository, *digest, &bytes);
         }
@@ -346,6 +353,7 @@ fn pull_error(error: OpenError) -> PullError {
 fn manifest_error(error: ManifestError) -> PullError {
     match error {
         ManifestError::NotFound => PullError::NotFound,
+        ManifestError::Denied(why) => PullError::Denied(why),
         ManifestError::Unavailable(_) => PullError::Unavailable { retry_after: RETRY_AFTER },
         ManifestError::Store(why) => PullError::Internal(why),
     }

@@ -116,6 +116,31 @@ pub enum Request {
         #[n(0)]
         peer: PeerId,
     },
+    /// "What does the registry that this repository is pulled through from name by this tag or digest?" Asked of an owner
+    /// of the repository; it asks the registry unless it has just done so.
+    #[n(11)]
+    ResolveUpstream {
+        /// The tag or manifest.
+        #[n(0)]
+        key: RecordKey,
+    },
+    /// "Have this blob of a repository that is pulled through." Asked of an owner of the blob, again and again while it is
+    /// under way.
+    #[n(12)]
+    FetchUpstream {
+        /// The blob.
+        #[n(0)]
+        digest: Digest,
+        /// The repository it is of.
+        #[n(1)]
+        repository: RepositoryName,
+        /// It is a manifest: registries keep the two apart.
+        #[n(2)]
+        manifest: bool,
+        /// Only say whether it is here.
+        #[n(3)]
+        look: bool,
+    },
 }
 
 /// Which records of a repository are listed.
@@ -147,6 +172,20 @@ pub enum Found {
     /// It does not have the blob, and its backend does not answer.
     #[n(2)]
     Unsure,
+}
+
+/// How far a blob of an upstream registry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Fetched {
+    /// All of its bytes, so many, can be had from this process or another origin.
+    #[n(0)]
+    Here(#[n(0)] u64),
+    /// It is being fetched: ask again.
+    #[n(1)]
+    Underway,
+    /// The registry does not have it.
+    #[n(2)]
+    Absent,
 }
 
 /// An answer.
@@ -185,6 +224,19 @@ pub enum Answer {
     /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
     #[n(6)]
     Credential(#[n(0)] Option<SignedCredential>),
+    /// To `ResolveUpstream`.
+    #[n(7)]
+    Upstream {
+        /// The manifest; `None`: the registry has none.
+        #[n(0)]
+        value: Option<RecordValue>,
+        /// The registry does not answer now; this is what it said last.
+        #[n(1)]
+        stale: bool,
+    },
+    /// To `FetchUpstream`.
+    #[n(8)]
+    Fetched(#[n(0)] Fetched),
     /// It could not be done.
     #[n(5)]
     Failed {
@@ -257,13 +309,24 @@ mod tests {
             },
             Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
             Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
-            Request::PeekRecord { key: RecordKey { repository, kind: RecordKind::Blob(digest) } },
+            Request::PeekRecord {
+                key: RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) },
+            },
+            Request::ResolveUpstream {
+                key: RecordKey { repository: repository.clone(), kind: RecordKind::Manifest(digest) },
+            },
+            Request::FetchUpstream { digest, repository, manifest: true, look: false },
         ];
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
-        let answer = Answer::Failed { kind: Failure::NoSpace, message: "full".into() };
-        assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
+        for answer in [
+            Answer::Failed { kind: Failure::NoSpace, message: "full".into() },
+            Answer::Upstream { value: None, stale: true },
+            Answer::Fetched(Fetched::Here(7)),
+        ] {
+            assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
+        }
     }
 
     proptest! {

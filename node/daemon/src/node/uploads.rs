@@ -101,9 +101,7 @@ impl Node {
     /// # Errors
     /// [`BeginError`].
     pub async fn begin_upload(&self, repository: &RepositoryName) -> Result<UploadId, BeginError> {
-        let mut id = [0; 16];
-        id.copy_from_slice(&crate::keys::random_secret()[..16]);
-        let id = UploadId::from_bytes(id);
+        let id = UploadId::from_bytes(crate::keys::random_id());
         let (store, uploads) = (self.store().clone(), self.0.uploads.clone());
         let name = repository.as_str().as_bytes().to_vec();
         let begun = tokio::task::spawn_blocking(move || {
