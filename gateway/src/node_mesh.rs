@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use shoal_daemon::node::{
-    AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError,
+    AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError, UploadName,
 };
 use shoal_daemon::records::service::RecordError;
 use shoal_daemon::rpc::{Listing, PAGE_MAX};
@@ -131,13 +131,14 @@ impl Mesh for NodeMesh {
             BeginError::NoSpace(_) => PushError::NoSpace,
             BeginError::Store(why) => PushError::Internal(why),
         })?;
-        id.to_string()
+        let name = self.0.upload_name(id);
+        name.to_string()
             .parse()
             .map_err(|_| PushError::Internal("an upload id of the store is none here".to_owned()))
     }
 
     async fn upload_offset(&self, repository: &RepositoryName, upload: &UploadId) -> Result<u64, PushError> {
-        self.0.upload_offset(repository, stored(upload)?).await.ok_or(PushError::UploadUnknown)
+        self.0.offset_of(repository, named(upload)?).await.map_err(append_error)
     }
 
     async fn append_upload(
@@ -147,15 +148,7 @@ impl Mesh for NodeMesh {
         offset: Option<u64>,
         body: ByteStream,
     ) -> Result<u64, PushError> {
-        self.0.append_upload(repository, stored(upload)?, offset, body).await.map_err(|error| match error {
-            AppendError::Unknown => PushError::UploadUnknown,
-            AppendError::Busy => PushError::UploadBusy,
-            AppendError::Offset { expected } => PushError::OffsetMismatch { expected },
-            AppendError::Body(error) => PushError::Interrupted(error),
-            AppendError::NoSpace(_) => PushError::NoSpace,
-            AppendError::TooLarge(_) => PushError::TooLarge { limit: BLOB_BYTES_MAX },
-            AppendError::Store(why) => PushError::Internal(why),
-        })
+        self.0.append_to(repository, named(upload)?, offset, body).await.map_err(append_error)
     }
 
     async fn finish_upload(
@@ -164,12 +157,12 @@ impl Mesh for NodeMesh {
         upload: &UploadId,
         digest: &Digest,
     ) -> Result<(), PushError> {
-        self.0.finish_upload(repository, stored(upload)?, *digest).await.map_err(push_error)?;
+        self.0.finish_at(repository, named(upload)?, *digest).await.map_err(push_error)?;
         self.link(repository, digest).await
     }
 
     async fn cancel_upload(&self, repository: &RepositoryName, upload: &UploadId) -> Result<(), PushError> {
-        if self.0.cancel_upload(repository, stored(upload)?).await {
+        if self.0.cancel_at(repository, named(upload)?).await.map_err(append_error)? {
             Ok(())
         } else {
             Err(PushError::UploadUnknown)
@@ -331,8 +324,24 @@ impl NodeMesh {
     }
 }
 
-fn stored(upload: &UploadId) -> Result<shoal_store::UploadId, PushError> {
+fn named(upload: &UploadId) -> Result<UploadName, PushError> {
     upload.as_str().parse().map_err(|_| PushError::UploadUnknown)
+}
+
+fn append_error(error: AppendError) -> PushError {
+    match error {
+        AppendError::Unknown => PushError::UploadUnknown,
+        AppendError::Busy => PushError::UploadBusy,
+        AppendError::Offset { expected } => PushError::OffsetMismatch { expected },
+        AppendError::Body(error) => PushError::Interrupted(error),
+        AppendError::NoSpace(_) => PushError::NoSpace,
+        AppendError::TooLarge(_) => PushError::TooLarge { limit: BLOB_BYTES_MAX },
+        AppendError::Away(why) => {
+            tracing::warn!(why, "an upload that began at another gateway cannot go on");
+            PushError::Unavailable { retry_after: RETRY_AFTER }
+        }
+        AppendError::Store(why) => PushError::Internal(why),
+    }
 }
 
 fn info(resolved: Resolved) -> ManifestInfo {

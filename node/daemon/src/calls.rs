@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use shoal_engine::message::PeerHint;
 use shoal_origin::BackendError;
+use shoal_store::UploadId;
 use shoal_types::{PeerId, Role};
 use tokio::sync::mpsc;
 
@@ -48,6 +49,17 @@ impl Node {
             }
             request @ (Request::ResolveUpstream { .. } | Request::FetchUpstream { .. }) => {
                 self.answer_upstream(request).await
+            }
+            Request::Upload { id, repository, step } => {
+                if !credential.roles.contains(Role::Gateway) {
+                    return failed(Failure::Denied, "only gateways pass uploads on".to_owned());
+                }
+                if !may_push(&repository, &credential.namespaces) {
+                    let why = format!("the credential does not allow pushes to {repository}");
+                    return failed(Failure::Denied, why);
+                }
+                let id = UploadId::from_bytes(id.into());
+                Answer::Upload(self.do_step(&repository, id, step).await)
             }
             Request::Anchor { metainfo, repository } => {
                 if !credential.roles.contains(Role::Gateway) && !credential.roles.contains(Role::Origin) {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 pub use blobs::{OpenError, StatError};
 pub use images::{ManifestError, Resolved};
 pub use start::StartError;
-pub use uploads::{AppendError, BeginError, FinishError};
+pub use uploads::{AppendError, BeginError, FinishError, UploadName, UploadNameParseError};
 
 use crate::clock::Clock;
 use crate::config::Config;

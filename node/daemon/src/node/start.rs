@@ -16,6 +16,7 @@ use shoal_store::{Store, StoreConfig, Table};
 use shoal_types::{Endpoint, Role};
 use tokio::sync::{mpsc, watch};
 
+use super::uploads::home_key;
 use super::{Inner, Node};
 use crate::archive::Archive;
 use crate::clock::Clock;
@@ -174,6 +175,10 @@ async fn start_control(
         Control::start(settings, tls.clone(), memory).await.map_err(|error| fail(error.to_string()))?;
     if config.origin {
         control.set_heartbeat(true).await;
+    }
+    if tls.identity().credential.value().roles.contains(Role::Gateway) {
+        // So that other gateways find the uploads that begin here.
+        control.provide(home_key(&control.local_peer())).await;
     }
     Ok((control, events))
 }

@@ -333,7 +333,8 @@ impl Records {
             | Request::Stat { .. }
             | Request::Renew
             | Request::ResolveUpstream { .. }
-            | Request::FetchUpstream { .. } => {
+            | Request::FetchUpstream { .. }
+            | Request::Upload { .. } => {
                 return failed(Failure::Refused, "not about records");
             }
         };
