@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn nothing_beyond_its_scope_is_issued_or_believed() {
-        let cases: [(&str, fn(&mut Credential)); 6] = [
+        type Change = fn(&mut Credential);
+        let cases: [(&str, Change); 6] = [
             ("roles", |credential| credential.roles = Roles::NONE.with(Role::Origin)),
             ("zone", |credential| credential.zone = "us".parse().unwrap()),
             ("namespace", |credential| credential.namespaces = vec!["teams".to_owned()]),
