@@ -14,11 +14,13 @@ mod disk;
 mod flash;
 mod flood;
 mod hostile;
+mod mirrors;
 mod owners;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod uploads;
 mod wire;
 mod write_back;
 
