@@ -10,10 +10,8 @@ use crate::io::{DropReason, Effect, Event};
 use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
 use crate::swarm::Given;
 use crate::timers::Timer;
-use crate::uploads::Job;
+use crate::uploads::{Job, PROGRESS_STEPS};
 
-/// A peer that lacks at most one piece in this many is about to become a seeder.
-const NEARLY_DONE_PART: u32 = 10;
 /// Times that a first copy's receiver may take to pass it on to all others, one after the other.
 const PASSING_ON_FACTOR: u32 = 2;
 /// A second copy is never refused for longer.
@@ -37,10 +35,13 @@ impl Engine {
         let Some(member) = swarm.members.get(&peer) else { return };
         let Some(to) = member.their_channel else { return };
         let count = blob.layout.piece_count();
-        let missing = member.pieces.as_ref().map_or(count, |pieces| count.saturating_sub(pieces.count()));
-        let nearly_done = missing <= count.checked_div(NEARLY_DONE_PART).unwrap_or(0).max(1);
+        let steps = member
+            .pieces
+            .as_ref()
+            .map_or(0, |pieces| u64::from(pieces.count()).saturating_mul(PROGRESS_STEPS.into()));
+        let progress = u8::try_from(steps.checked_div(count.into()).unwrap_or(0)).unwrap_or(PROGRESS_STEPS);
         let first_copy = blob.complete && !blob.given.contains_key(&number);
-        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), nearly_done, first_copy };
+        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), progress, first_copy };
         let same_zone = member.same_zone;
         if !blob.have.contains(piece) {
             return self
