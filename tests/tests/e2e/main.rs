@@ -12,11 +12,13 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod mirrors;
 mod owners;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod uploads;
 mod write_back;
 
 use anyhow::Result;
