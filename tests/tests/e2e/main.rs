@@ -12,7 +12,6 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
-mod flood;
 mod hostile;
 mod mirrors;
 mod owners;
