@@ -6,11 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-<<<<<<< HEAD
-.PHONY: help check lint build test test-large fuzz demo bench
-=======
-.PHONY: help check lint build test test-large demo bench bench-hot
->>>>>>> 1cb83430234623e7b9bd57f860fa10ae849d727b
+.PHONY: help check lint build test test-large fuzz demo bench bench-hot
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)

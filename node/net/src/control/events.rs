@@ -231,7 +231,6 @@ impl Service {
         }
     }
 
-<<<<<<< HEAD
     /// Bans who passes on what honest members do not.
     fn judge_conduct(
         &mut self,
@@ -252,10 +251,7 @@ impl Service {
         }
     }
 
-    fn on_query(&mut self, query: QueryId, result: QueryResult, successes: u32) {
-=======
     fn on_query(&mut self, query: QueryId, result: QueryResult, stats: &QueryStats) {
->>>>>>> 1cb83430234623e7b9bd57f860fa10ae849d727b
         match result {
             QueryResult::StartProviding(outcome) => {
                 let Some(digest) = self.announcing.remove(&query) else { return };
