@@ -12,6 +12,7 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod live;
 mod mirrors;
 mod owners;
 mod recovery;
