@@ -19,6 +19,7 @@ mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod tags;
 mod uploads;
 mod write_back;
 
