@@ -20,7 +20,7 @@ pub(crate) async fn renew(node: &Node) {
     let swarms: Vec<_> = swarms.await.unwrap_or_default();
     for digest in swarms {
         let store = node.store().clone();
-        let opened = driver::open(store, Some(vault), node.tls().revocations(), digest).await;
+        let opened = driver::open(store, Some(vault), node.tls().revocations(), digest, node.driver()).await;
         if let Opened::Here(LocalBlob { metainfo, vouched: Some(vouched), .. }) = opened {
             node.driver().tell(Input::MetainfoLearned { metainfo, vouched: Some(vouched) }).await;
         }
