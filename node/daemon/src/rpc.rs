@@ -116,6 +116,9 @@ pub enum Request {
         #[n(0)]
         peer: PeerId,
     },
+    /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
+    #[n(21)]
+    Traffic,
 }
 
 /// Which records of a repository are listed.
@@ -147,6 +150,23 @@ pub enum Found {
     /// It does not have the blob, and its backend does not answer.
     #[n(2)]
     Unsure,
+}
+
+/// What a member has received and given, in payload bytes since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Traffic {
+    /// Received from peers and origins, by their zone: at most 65 entries.
+    #[n(0)]
+    pub received: Vec<(String, u64)>,
+    /// Read from its own backend.
+    #[n(1)]
+    pub backend: u64,
+    /// Sent to peers.
+    #[n(2)]
+    pub served: u64,
+    /// Swarms it takes part in.
+    #[n(3)]
+    pub swarms: u64,
 }
 
 /// An answer.
@@ -185,6 +205,9 @@ pub enum Answer {
     /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
     #[n(6)]
     Credential(#[n(0)] Option<SignedCredential>),
+    /// To `Traffic`: counts since the process started.
+    #[n(15)]
+    Traffic(#[n(0)] Traffic),
     /// It could not be done.
     #[n(5)]
     Failed {
@@ -257,11 +280,15 @@ mod tests {
             },
             Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
             Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
+            Request::Traffic,
             Request::PeekRecord { key: RecordKey { repository, kind: RecordKind::Blob(digest) } },
         ];
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
+        let traffic = Traffic { received: vec![("eu".into(), 7)], backend: 1, served: 2, swarms: 3 };
+        let answer = Answer::Traffic(traffic);
+        assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
         let answer = Answer::Failed { kind: Failure::NoSpace, message: "full".into() };
         assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
     }

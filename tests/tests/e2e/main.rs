@@ -8,15 +8,18 @@ mod chaos;
 mod clients;
 mod config;
 mod conformance;
+mod console;
 mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod monitoring;
 mod owners;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod why;
 mod write_back;
 
 use anyhow::Result;

@@ -1,7 +1,7 @@
 //! Reading blobs: from the store, or from the mesh while they arrive.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -10,7 +10,7 @@ use shoal_types::{Digest, RepositoryName};
 
 use super::Node;
 use crate::driver::blocking;
-use crate::reader::BlobReader;
+use crate::reader::{BlobReader, ReadLog};
 use crate::rpc::{Answer, Found, Request};
 
 /// Owners asked whether they have a blob; further down the ranking none should.
@@ -119,18 +119,21 @@ impl Node {
     /// [`OpenError`]: the search is over, or the range begins beyond the end.
     pub async fn open(&self, digest: Digest, range: Option<Range<u64>>) -> Result<BlobReader, OpenError> {
         self.metrics().pulls.inc();
+        let wanted = Instant::now();
+        let started_ms = u64::try_from(self.clock().now().since_start().as_millis()).unwrap_or(u64::MAX);
+        let log = || ReadLog::new(self.0.pulls.clone(), wanted, started_ms);
         let range = range.unwrap_or(0..u64::MAX);
         let store = self.store().clone();
         let entry = blocking(move || store.lookup(&digest)).await.map_err(ReadError::Store)?;
         if let Some(entry) = entry.filter(|entry| entry.complete) {
             let size = entry.metainfo.size();
             check_range(&range, size)?;
-            return Ok(BlobReader::local(self.store().clone(), digest, size, range));
+            return Ok(BlobReader::local(self.store().clone(), digest, size, range, log()));
         }
         let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
         let size = reader.metainfo().await?.size();
         check_range(&range, size)?;
-        Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader))
+        Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader, log()))
     }
 
     /// All bytes of a small blob.

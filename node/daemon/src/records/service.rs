@@ -329,7 +329,7 @@ impl Records {
             Request::GetCredential { peer } => {
                 self.ledger.author(&peer).map(Answer::Credential).map_err(RecordError::from)
             }
-            Request::Anchor { .. } | Request::Stat { .. } | Request::Renew => {
+            Request::Anchor { .. } | Request::Stat { .. } | Request::Renew | Request::Traffic => {
                 return failed(Failure::Refused, "not about records");
             }
         };
