@@ -99,7 +99,10 @@ async function main() {
       if (!card) return null;
       const canvas = card.querySelector("canvas");
       const { width, height } = canvas;
-      const line = canvas.getContext("2d").getImageData(0, height - 1, width, 1).data;
+      // A copy: reading the page's own canvas would change how it is drawn.
+      const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+      copy.drawImage(canvas, 0, 0);
+      const line = copy.getImageData(0, height - 1, width, 1).data;
       const empty = getComputedStyle(document.documentElement).getPropertyValue("--empty").trim();
       const [r, g, b] = [1, 3, 5].map((at) => parseInt(empty.slice(at, at + 2), 16));
       let painted = 0;

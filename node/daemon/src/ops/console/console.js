@@ -179,7 +179,7 @@ function renderMesh() {
     });
     const inside = picture.traffic.find((flow) => flow.from === name && flow.to === name);
     shapes.push(draw("text", { x, y: y + size + 16 }, `${name} · ${members.length}`));
-    if (inside?.bytes_per_sec > 0) shapes.push(draw("text", { class: "quiet", x, y: y - size + 18 }, `inside ${rate(inside.bytes_per_sec)}`));
+    if (inside?.bytes_per_sec > 0) shapes.push(draw("text", { class: "quiet inside", x, y: y - size + 24 }, `inside ${rate(inside.bytes_per_sec)}`));
   }
   map.replaceChildren(...shapes);
   $("map-note").textContent = `${picture.members_total} members heard of, ${picture.answered} of them say what they move. Orange: origins. Blue: gateways. Ringed: this one.`;
@@ -216,7 +216,7 @@ function paint(canvas, map) {
 function renderSwarms() {
   const { swarms } = picture;
   $("swarm-note").textContent = swarms.length === 0 ? "No blob is shared at the moment." :
-    `${picture.swarms_total} swarms. Each cell of a map is a piece, or some pieces, of the blob as it is here.`;
+    `${picture.swarms_total} ${picture.swarms_total === 1 ? "swarm" : "swarms"}. Each cell of a map is a piece, or some pieces, of the blob as it is here.`;
   sync($("swarm-cards"), swarms, (swarm) => swarm.digest,
     (swarm) => make("article", { class: "card", "aria-label": `swarm of ${swarm.digest}` },
       make("div", { class: "head" }, make("code", {}, swarm.digest), make("strong")),
@@ -393,6 +393,7 @@ function renderQueues() {
   const { queue, backends, store } = picture.status;
   pairs($("queue"), queue ? [["blobs", queue.blobs], ["records", queue.records], ["oldest", seconds(queue.oldest_ms)], ["tried again", queue.retries], ["last failure", queue.last_error ?? "none"]]
     : [["none", "This process is not an origin: look at the console of one."]]);
+  $("backends").hidden = backends.length === 0;
   sync($("backend-rows"), backends, (backend) => backend.backend, () => make("tr"), (row, backend) =>
     fill(row, [backend.backend, backend.keeps_pushes ? (backend.write_back ? "back" : "through") : "–", { number: bytes(backend.read_bytes) }, { number: bytes(backend.written_bytes) }, { number: String(backend.failures) }]));
   $("store-meter").value = store.capacity_bytes ? store.used_bytes / store.capacity_bytes : 0;
