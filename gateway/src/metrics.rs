@@ -40,6 +40,8 @@ pub struct GatewayMetrics {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) broken: Counter,
+    /// Answers marked stale.
+    pub(crate) stale: Counter,
     rejected: Family<RefusalLabels, Counter>,
     first_byte: Family<RouteLabels, Histogram, fn() -> Histogram>,
 }
@@ -54,6 +56,7 @@ impl GatewayMetrics {
         table::GATEWAY_RECEIVED.register(registry, own.bytes_in.clone());
         table::GATEWAY_SENT.register(registry, own.bytes_out.clone());
         table::GATEWAY_BROKEN.register(registry, own.broken.clone());
+        table::GATEWAY_STALE.register(registry, own.stale.clone());
         table::GATEWAY_REJECTED.register(registry, own.rejected.clone());
         table::GATEWAY_FIRST_BYTE.register(registry, own.first_byte.clone());
         own
@@ -89,6 +92,7 @@ impl Default for GatewayMetrics {
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
             broken: Counter::default(),
+            stale: Counter::default(),
             rejected: Family::default(),
             first_byte: Family::new_with_constructor(histogram),
         }

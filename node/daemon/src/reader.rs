@@ -11,6 +11,7 @@ use shoal_store::Store;
 use shoal_types::{Digest, Metainfo};
 use tokio::sync::watch;
 
+use crate::clock::Clock;
 use crate::driver::DriverHandle;
 use crate::pulls::{Pulls, Read};
 
@@ -93,10 +94,26 @@ enum Source {
     Arriving(Reader),
 }
 
+/// When a read was wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    at: Instant,
+    /// Milliseconds since the process started.
+    started_ms: u64,
+}
+
+impl Wanted {
+    /// This moment.
+    pub(crate) fn now(clock: &Clock) -> Self {
+        let started_ms = u64::try_from(clock.now().since_start().as_millis()).unwrap_or(u64::MAX);
+        Self { at: Instant::now(), started_ms }
+    }
+}
+
 /// How a read goes; it is noted when the read is over.
 pub(crate) struct ReadLog {
     pulls: Arc<Pulls>,
-    started_ms: u64,
+    wanted: Wanted,
     opened: Duration,
     arriving: Duration,
     disk: Duration,
@@ -107,11 +124,11 @@ pub(crate) struct ReadLog {
 }
 
 impl ReadLog {
-    /// The log of a read that was wanted at `wanted`, `started_ms` after the process started, and can begin now.
-    pub(crate) fn new(pulls: Arc<Pulls>, wanted: Instant, started_ms: u64) -> Self {
-        let opened = wanted.elapsed();
+    /// The log of a read that can begin now.
+    pub(crate) fn new(pulls: Arc<Pulls>, wanted: Wanted) -> Self {
+        let opened = wanted.at.elapsed();
         let none = Duration::ZERO;
-        Self { pulls, started_ms, opened, arriving: none, disk: none, client: none, bytes: 0, given: None }
+        Self { pulls, wanted, opened, arriving: none, disk: none, client: none, bytes: 0, given: None }
     }
 
     fn summary(&self) -> Read {
@@ -238,6 +255,6 @@ impl Drop for BlobReader {
             // It left while there was more.
             self.log.client += given.elapsed();
         }
-        self.log.pulls.note_read(&self.digest, self.size, self.log.started_ms, self.log.summary());
+        self.log.pulls.note_read(&self.digest, self.size, self.log.wanted.started_ms, self.log.summary());
     }
 }

@@ -13,12 +13,14 @@ mod corrupt;
 mod credentials;
 mod disk;
 mod flash;
+mod mirrors;
 mod monitoring;
 mod owners;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod uploads;
 mod why;
 mod write_back;
 

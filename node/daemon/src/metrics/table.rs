@@ -165,6 +165,7 @@ rows! {
         GATEWAY_RECEIVED: Counter "shoal_gateway_received_bytes" [] "Body bytes from clients";
         GATEWAY_SENT: Counter "shoal_gateway_sent_bytes" [] "Body bytes to clients";
         GATEWAY_BROKEN: Counter "shoal_gateway_responses_broken" [] "Responses broken off in mid-stream";
+        GATEWAY_STALE: Counter "shoal_gateway_stale" [] "Manifests answered with the newest known, their owners or registry being out of reach";
         GATEWAY_REJECTED: Counter "shoal_gateway_rejected" ["refusal"] "Connections and requests turned away";
         GATEWAY_FIRST_BYTE: Histogram "shoal_gateway_first_byte_seconds" ["route"] "Time from a request to the first byte of its response's body";
     }

@@ -100,7 +100,7 @@ pub(super) async fn image(State(node): State<Node>, Query(wanted): Query<Image>)
         Ok(repository) => repository,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, error),
     };
-    let bytes = match node.read_manifest_bytes(wanted.digest).await {
+    let bytes = match node.read_manifest_of(&repository, wanted.digest).await {
         Ok(bytes) => bytes,
         Err(ManifestError::NotFound) => return refusal(StatusCode::NOT_FOUND, "no such manifest"),
         Err(error) => return refusal(StatusCode::SERVICE_UNAVAILABLE, error),
