@@ -7,7 +7,7 @@ use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::record::SignedRecord;
 use shoal_types::{
     Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
-    VouchedMetainfo,
+    VouchedMetainfo, WallTime,
 };
 
 /// Most records in one page.
@@ -47,6 +47,10 @@ pub enum Request {
         /// Its new value; `None` deletes.
         #[n(1)]
         value: Option<RecordValue>,
+        /// The place of the write among all of this register, picked by who asks: whoever of the owners carries it out,
+        /// and however often, it is one write.
+        #[n(2)]
+        stamp: Option<Stamp>,
     },
     /// "Keep this record." Asked of an owner by another owner.
     #[n(3)]
@@ -159,6 +163,17 @@ pub enum Request {
     /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
     #[n(21)]
     Traffic,
+}
+
+/// The part of a record's version that the asker picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Stamp {
+    /// One above the greatest counter that a majority of the owners knew of.
+    #[n(0)]
+    pub counter: u64,
+    /// When the asker began, by its clock.
+    #[n(1)]
+    pub written: WallTime,
 }
 
 /// What is done with an upload. Each may be asked twice.

@@ -349,7 +349,8 @@ pub enum Effect {
         /// The blob.
         digest: Digest,
     },
-    /// Make room for a blob: create the partial blob in the store before its first piece.
+    /// Make room for a blob: create the partial blob in the store before its first piece; or replace the live metainfo of
+    /// one that is there by a longer one, before the pieces that it adds.
     CreateBlob {
         /// The metainfo.
         metainfo: Arc<Metainfo>,

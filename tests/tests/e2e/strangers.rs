@@ -276,8 +276,8 @@ async fn a_plain_member_can_ask_but_neither_push_nor_vouch() -> Result<()> {
     let record = Record { key: key.clone(), version, value: Some(value(forged)) };
     let metainfo = shoal_types::Metainfo::of_bytes(shoal_types::Algorithm::Sha256, b"forged")?;
     for request in [
-        Request::WriteRecord { key: key.clone(), value: Some(value(forged)) },
-        Request::WriteRecord { key: key.clone(), value: None },
+        Request::WriteRecord { key: key.clone(), value: Some(value(forged)), stamp: None },
+        Request::WriteRecord { key: key.clone(), value: None, stamp: None },
         Request::PutRecord { record: Signed::sign(record, &member.keypair) },
         Request::Anchor { metainfo: Box::new(metainfo), repository: Some("app".parse()?) },
     ] {

@@ -136,7 +136,7 @@ impl Driver {
             }
             // Pinned first, so that what is found stays.
             let pin = store.pin(&digest);
-            let opened = open(store, vault.as_deref(), digest).await;
+            let opened = open(store, vault.as_ref(), digest, &handle).await;
             if matches!(&opened, Opened::Here(blob) if !blob.complete) {
                 pins.lock().insert(digest, pin);
             }
@@ -156,6 +156,14 @@ impl Driver {
                     handle.tell(Input::WriteFailed { digest, piece, why }).await;
                 }
             }
+        };
+        // A live metainfo that grows comes after the one it takes the place of.
+        let before = self.parts.creating.get(&digest).cloned();
+        let create = async move {
+            if let Some(before) = before {
+                before.await;
+            }
+            create.await;
         };
         let gate = tokio::spawn(create).map(|_| ()).boxed().shared();
         self.parts.creating.retain(|_, gate| gate.peek().is_none());
@@ -195,6 +203,13 @@ impl Driver {
             if let Some(gate) = gate {
                 gate.await;
             }
+            if vault.is_read_live(&digest) {
+                let fact = match vault.wait_for_piece(&digest, piece).await {
+                    true => Input::PieceVerified { digest, piece },
+                    false => Input::BackendFailed { digest, piece },
+                };
+                return handle.tell(fact).await;
+            }
             let fact = match vault.read_piece(&digest, piece).await {
                 Err(why) => {
                     tracing::warn!(%digest, piece = piece.get(), %why, "the backend does not give a piece");
@@ -228,7 +243,7 @@ impl Driver {
 }
 
 /// What the store, and at an origin the backend, have of a blob.
-async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
+async fn open(store: Store, vault: Option<&Arc<Vault>>, digest: Digest, handle: &DriverHandle) -> Opened {
     let books = store.clone();
     let found = blocking(move || books.lookup(&digest)).await;
     let in_store = match found {
@@ -241,7 +256,7 @@ async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
     match (in_store, vault) {
         (Some(entry), vault) => {
             let in_backend = match vault {
-                Some(vault) if !entry.complete => vault.holds(&digest).await,
+                Some(vault) if !entry.complete => vault.supplies(&entry.metainfo, handle).await,
                 _ => false,
             };
             Opened::Here(LocalBlob {
@@ -253,7 +268,7 @@ async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
             })
         }
         (None, Some(vault)) => {
-            let opened = vault.open(digest).await;
+            let opened = vault.open(digest, handle).await;
             // What only the backend has gets a place here, for its pieces pass through the store.
             if let Opened::Here(blob) = &opened {
                 let (metainfo, vouched) = (Arc::clone(&blob.metainfo), blob.vouched.clone());

@@ -6,6 +6,8 @@
     reason = "an overflow in a test is a failure, which is what it should be"
 )]
 
+mod live;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
