@@ -96,8 +96,10 @@ pub(crate) struct Account {
     asked: BTreeMap<PeerId, BTreeSet<u32>>,
     backend: BTreeSet<u32>,
     verifying: BTreeSet<u32>,
-    /// Pieces of the blob that are not verified; `None` until known.
-    missing: Option<u32>,
+    /// Pieces of the blob; `None` until known. A live metainfo may say it more than once.
+    pieces: Option<u32>,
+    /// Those of them that are verified.
+    verified: u32,
 }
 
 impl Account {
@@ -109,7 +111,8 @@ impl Account {
             asked: BTreeMap::new(),
             backend: BTreeSet::new(),
             verifying: BTreeSet::new(),
-            missing: None,
+            pieces: None,
+            verified: 0,
         }
     }
 
@@ -135,16 +138,18 @@ impl Account {
             Phase::Seeder
         } else if !self.backend.is_empty() {
             Phase::Backend
-        } else if !self.verifying.is_empty() || self.missing == Some(0) {
+        } else if !self.verifying.is_empty() || self.pieces == Some(self.verified) {
             Phase::Disk
         } else {
             Phase::Seeder
         })
     }
 
-    pub(crate) fn opened(&mut self, missing: u32) {
+    /// The blob has so many pieces, of which so many were here from the start.
+    pub(crate) fn opened(&mut self, pieces: u32, here: u32) {
         self.known = true;
-        self.missing = Some(missing);
+        self.pieces = Some(pieces);
+        self.verified = self.verified.max(here);
     }
 
     pub(crate) fn asked(&mut self, peer: PeerId, piece: u32) {
@@ -176,9 +181,7 @@ impl Account {
     pub(crate) fn settled(&mut self, piece: u32, verified: bool) {
         self.backend.remove(&piece);
         self.verifying.remove(&piece);
-        if verified {
-            self.missing = self.missing.map(|missing| missing.saturating_sub(1));
-        }
+        self.verified = self.verified.saturating_add(u32::from(verified));
     }
 }
 
@@ -203,7 +206,7 @@ mod tests {
         assert_eq!(account.advance(at(5), &link), None, "nobody wants it");
         account.readers = 1;
         assert_eq!(spent(&mut account, 10, &link), (Phase::Lookup, 5, 0));
-        account.opened(3);
+        account.opened(4, 1);
         assert_eq!(spent(&mut account, 30, &link), (Phase::Seeder, 20, 0), "nobody is asked yet");
         account.asked(peer(1), 0);
         assert_eq!(spent(&mut account, 60, &link), (Phase::Seeder, 30, 1));
@@ -221,7 +224,7 @@ mod tests {
         account.settled(2, true);
         assert_eq!(spent(&mut account, 90, &link), (Phase::Disk, 10, 0), "the whole digest is checked");
         account.readers = 0;
-        account.missing = Some(1);
+        account.opened(5, 0);
         assert_eq!(account.advance(at(95), &link), None);
     }
 
@@ -231,7 +234,7 @@ mod tests {
         let mut link = Link::default();
         let mut account = Account::new(at(0));
         account.readers = 1;
-        account.opened(9);
+        account.opened(9, 0);
         account.asked(peer(1), 0);
         account.asked(peer(2), 1);
         link.note(at(0), 1_000_000, false);

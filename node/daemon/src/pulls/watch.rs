@@ -71,8 +71,8 @@ impl Watch {
             }
             Input::BlobOpened { digest, opened: Opened::Here(blob) } => {
                 let pieces = blob.metainfo.layout().piece_count();
-                let missing = pieces.saturating_sub(blob.pieces.count());
-                self.change(now, digest, &mut spend, |account| account.opened(missing));
+                let here = blob.pieces.count();
+                self.change(now, digest, &mut spend, |account| account.opened(pieces, here));
             }
             Input::PieceProgress { peer, channel, piece, .. } => {
                 let Some(digest) = self.asked.get(&(*peer, *channel, *piece)).copied() else { return };
@@ -120,7 +120,7 @@ impl Watch {
             }
             Effect::CreateBlob { metainfo, .. } => {
                 let pieces = metainfo.layout().piece_count();
-                self.change(now, &metainfo.digest(), &mut spend, |account| account.opened(pieces));
+                self.change(now, &metainfo.digest(), &mut spend, |account| account.opened(pieces, 0));
             }
             Effect::Report(report) => match &report.event {
                 Event::BlobCompleted { digest, .. }
