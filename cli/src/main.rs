@@ -9,6 +9,7 @@ mod keys;
 mod show;
 mod simulate;
 mod transfer;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Command {
     Swarms(show::ShowArgs),
     /// Show where the bytes of a daemon's recent blobs came from.
     Pulls(show::ShowArgs),
+    /// Explain a recent pull: where its bytes came from and what it waited for.
+    Why(why::WhyArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -96,6 +99,8 @@ enum ConfigCommand {
     Show(DaemonFlags),
     /// Print the reference of all settings.
     Reference,
+    /// Print the reference of all metrics.
+    Metrics,
 }
 
 fn main() -> ExitCode {
@@ -126,6 +131,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
         Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
+        Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),
@@ -140,6 +146,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Show(flags)) => {
             print!("{}", toml::to_string_pretty(&flags.load()?)?);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Metrics) => {
+            print!("{}", shoal_daemon::metrics::table::reference());
             Ok(())
         }
         Command::Config(ConfigCommand::Reference) => {

@@ -89,6 +89,7 @@ impl Node {
                     Err(error) => anchor_failed(&error),
                 }
             }
+            Request::Traffic => Answer::Traffic(self.metrics().traffic()),
             Request::Renew => self.renew(peer, credential),
             other => self.records().answer(other, credential.roles, &credential.namespaces).await,
         }

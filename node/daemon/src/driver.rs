@@ -27,7 +27,7 @@ use crate::directory::{Directory, Member};
 use crate::discovery::Discovery;
 use crate::links::Links;
 use crate::metrics::Metrics;
-use crate::pulls::Pulls;
+use crate::pulls::{Moment, Pulls};
 use crate::reader::{Progress, Reader};
 use crate::vault::Vault;
 use crate::vouchers;
@@ -224,7 +224,15 @@ impl Driver {
     }
 
     fn fact(&mut self, fact: Input) {
+        self.parts.metrics.note_fact(&fact);
+        self.watch(Moment::Fact(&fact));
         self.parts.engine.handle_input(self.parts.clock.now(), fact);
+    }
+
+    /// Has the accounts of pulls take note.
+    fn watch(&self, moment: Moment<'_>) {
+        let limited = self.parts.engine.waits_for_budget();
+        self.parts.pulls.watch(self.parts.clock.now(), limited, moment);
     }
 
     /// Turns what the data plane reports into facts.

@@ -160,6 +160,9 @@ pub enum Request {
         #[n(2)]
         step: UploadStep,
     },
+    /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
+    #[n(21)]
+    Traffic,
 }
 
 /// The part of a record's version that the asker picks.
@@ -302,6 +305,23 @@ pub enum Found {
     Unsure,
 }
 
+/// What a member has received and given, in payload bytes since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Traffic {
+    /// Received from peers and origins, by their zone: at most 65 entries.
+    #[n(0)]
+    pub received: Vec<(String, u64)>,
+    /// Read from its own backend.
+    #[n(1)]
+    pub backend: u64,
+    /// Sent to peers.
+    #[n(2)]
+    pub served: u64,
+    /// Swarms it takes part in.
+    #[n(3)]
+    pub swarms: u64,
+}
+
 /// How far a blob of an upstream registry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 pub enum Fetched {
@@ -368,6 +388,9 @@ pub enum Answer {
     /// To `Upload`.
     #[n(9)]
     Upload(#[n(0)] UploadState),
+    /// To `Traffic`: counts since the process started.
+    #[n(15)]
+    Traffic(#[n(0)] Traffic),
     /// It could not be done.
     #[n(5)]
     Failed {
@@ -440,6 +463,7 @@ mod tests {
             },
             Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
             Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
+            Request::Traffic,
             Request::PeekRecord {
                 key: RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) },
             },
@@ -456,7 +480,9 @@ mod tests {
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
+        let traffic = Traffic { received: vec![("eu".into(), 7)], backend: 1, served: 2, swarms: 3 };
         for answer in [
+            Answer::Traffic(traffic),
             Answer::Failed { kind: Failure::NoSpace, message: "full".into() },
             Answer::Upstream { value: None, stale: true },
             Answer::Fetched(Fetched::Here(7)),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_daemon::rpc::{self, Answer, Failure, Found, Listing, Request};
+use shoal_daemon::rpc::{self, Answer, Failure, Found, Listing, Request, Stamp};
 use shoal_engine::config::EngineConfig;
 use shoal_engine::engine::Engine;
 use shoal_engine::io::{Effect, Input, LocalBlob, Opened, ReaderId, ReaderWant};
@@ -168,7 +168,11 @@ pub(crate) fn rpc_seeds() -> Vec<Vec<u8>> {
     let requests = [
         Request::Anchor { metainfo, repository: Some(repository.clone()) },
         Request::Stat { digest, repository: None },
-        Request::WriteRecord { key: key(), value: Some(value()) },
+        Request::WriteRecord {
+            key: key(),
+            value: Some(value()),
+            stamp: Some(Stamp { counter: 3, written: shoal_types::WallTime::default() }),
+        },
         Request::PutRecord { record: record.clone() },
         Request::GetRecord { key: key() },
         Request::ListRecords {

@@ -17,7 +17,7 @@ const RATE: &str = "rate-in=8MiB";
 const GATEWAYS: usize = 4;
 
 async fn read_by_origin(mesh: &Mesh) -> Result<f64> {
-    Ok(mesh.node("o0")?.metrics().await?.sum_where(metric::BACKEND, &[metric::BACKEND_READ]))
+    Ok(mesh.node("o0")?.metrics().await?.sum(metric::BACKEND_READ))
 }
 
 /// All gateways ask at once; the first bytes come while the origin reads the last ones, and it reads each once.

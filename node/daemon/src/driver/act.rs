@@ -11,11 +11,13 @@ use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
 
 use super::{Driver, DriverHandle};
+use crate::pulls::Moment;
 use crate::vault::Vault;
 use crate::vouchers;
 
 impl Driver {
     pub(super) fn act(&mut self, effect: Effect) {
+        self.watch(Moment::Wish(&effect));
         match effect {
             Effect::Connect { peer, endpoints } => self.connect(peer, endpoints),
             Effect::Disconnect { peer, why, ban } => self.disconnect(peer, why, ban),
@@ -60,7 +62,10 @@ impl Driver {
                     self.parts.pins.lock().remove(digest);
                 }
                 self.parts.pulls.note(&report);
-                self.parts.metrics.note(&report);
+                let directory = &self.parts.directory;
+                self.parts
+                    .metrics
+                    .note(&report, |peer| directory.get(peer).map(|member| (member.zone, member.roles)));
                 tracing::debug!(target: "shoal::swarm", event = ?report.event);
             }
         }

@@ -402,6 +402,7 @@ impl Records {
             Request::Anchor { .. }
             | Request::Stat { .. }
             | Request::Renew
+            | Request::Traffic
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
             | Request::Upload { .. } => {
