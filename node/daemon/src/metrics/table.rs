@@ -199,7 +199,7 @@ pub const LABELS: &[(&str, &str)] = &[
     ("phase", "`lookup`, `seeder`, `own_link`, `backend`, `disk`, `client`: what `shoal why` calls them"),
     ("reason", "`corrupt_piece`, `protocol`, `stalled`, `idle`, `replaced`"),
     ("refusal", "a fixed set of words, such as `overload`, `access`, `garbage`, `timeout`, `handshake`"),
-    ("rejection", "the kinds of rejected handshakes in docs/SECURITY.md, a fixed set"),
+    ("rejection", "a fixed set of words, such as `no_credential`, `expired`, `revoked`, `banned`"),
     ("result", "`answered`, `unanswered`"),
     ("roles", "the roles in the process's own credential"),
     ("route", "the registry API's route templates, `/v2/<name>/blobs/<digest>` and so on, or `none`"),
