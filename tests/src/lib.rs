@@ -4,6 +4,7 @@
 //! [`contract`] and nowhere else.
 
 pub mod clients;
+pub mod clouds;
 pub mod contract;
 pub mod http;
 pub mod image;

@@ -12,7 +12,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,6 +23,7 @@ use shoal_net::control::ControlHandle;
 use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
 use tokio::net::TcpListener;
 
+use crate::doctor;
 use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
 use crate::node::Node;
 use crate::pulls::Pull;
@@ -93,6 +94,10 @@ fn router(node: Node) -> Router {
         .route("/api/v1/blobs/{digest}", get(blobs::read))
         .route("/api/v1/blobs/{digest}", put(blobs::write))
         .route("/api/v1/manifests/{*image}", get(blobs::manifest))
+        .route(
+            "/api/v1/doctor",
+            post(|State(node): State<Node>| async move { Json(doctor::examine(&node).await) }),
+        )
         .route("/api/v1/revocations", get(revocations))
         .route(
             "/api/v1/revocations",

@@ -5,8 +5,8 @@
 
 use shoal_types::record::SignedRecord;
 use shoal_types::{
-    Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
-    VouchedMetainfo,
+    Digest, Endpoint, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
+    VouchedMetainfo, WallTime,
 };
 
 /// Most records in one page.
@@ -116,6 +116,27 @@ pub enum Request {
         #[n(0)]
         peer: PeerId,
     },
+    /// "What time is it?" For comparing clocks (`shoal doctor`).
+    #[n(24)]
+    Time,
+    /// "Dial me where you have heard that I am, and look for a probe that I provide." (`shoal doctor`)
+    #[n(25)]
+    Examine {
+        /// The digest of nothing, provided by the asker.
+        #[n(0)]
+        probe: Digest,
+    },
+}
+
+/// A try to connect.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Dialled {
+    /// Where.
+    #[n(0)]
+    pub endpoint: Endpoint,
+    /// Why it failed; `None` when it did not.
+    #[n(1)]
+    pub error: Option<String>,
 }
 
 /// Which records of a repository are listed.
@@ -185,6 +206,19 @@ pub enum Answer {
     /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
     #[n(6)]
     Credential(#[n(0)] Option<SignedCredential>),
+    /// To `Time`.
+    #[n(18)]
+    Time(#[n(0)] WallTime),
+    /// To `Examine`.
+    #[n(19)]
+    Examined {
+        /// The asker's endpoints as far as they are known.
+        #[n(0)]
+        dialled: Vec<Dialled>,
+        /// Whether a lookup in the DHT said that the asker provides the probe.
+        #[n(1)]
+        found: bool,
+    },
     /// It could not be done.
     #[n(5)]
     Failed {

@@ -23,11 +23,20 @@ impl Docker {
     /// # Errors
     /// When it does not start.
     pub async fn start(dir: &Path) -> Result<Self> {
-        let containerd = Containerd::start(&dir.join("containerd")).await?;
-        std::fs::create_dir_all(dir.join("config"))?;
+        std::fs::create_dir_all(dir)?;
         // Not the machine's own.
         let config = dir.join("daemon.json");
         std::fs::write(&config, "{}")?;
+        Self::start_with(dir, &config).await
+    }
+
+    /// Starts one below `dir` with this `daemon.json`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(dir: &Path, config: &Path) -> Result<Self> {
+        let containerd = Containerd::start(&dir.join("containerd")).await?;
+        std::fs::create_dir_all(dir.join("config"))?;
         let mut command = Command::new("dockerd");
         command
             .arg("--config-file")

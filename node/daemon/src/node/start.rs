@@ -216,7 +216,7 @@ async fn assemble(
     let links = Links::new(data.clone());
     let discovery = Arc::new(Discovery::new(control.clone(), Arc::clone(&directory), local, zone.clone()));
     let vault = match config.origin {
-        true => Some(open_vault(&config.backend, &store, &identity, &control).await?),
+        true => Some(open_vault(&config, &store, &identity, &control).await?),
         false => None,
     };
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
@@ -282,13 +282,20 @@ async fn assemble(
 }
 
 async fn open_vault(
-    rules: &[String],
+    config: &Config,
     store: &Store,
     identity: &Identity,
     control: &ControlHandle,
 ) -> Result<Arc<Vault>, StartError> {
-    let rules: Result<Vec<BackendRule>, _> = rules.iter().map(|rule| rule.parse()).collect();
+    let rules: Result<Vec<BackendRule>, _> = config.backend.iter().map(|rule| rule.parse()).collect();
     let rules = rules.map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    // One that is missing may be a mount that is gone, but not below the directory that this process makes itself.
+    let own =
+        rules.iter().filter_map(|rule| rule.url.directory()).filter(|dir| dir.starts_with(&config.data_dir));
+    for dir in own {
+        let made = std::fs::create_dir_all(&dir);
+        made.map_err(|error| StartError::Backend(format!("cannot make {}: {error}", dir.display())))?;
+    }
     let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
     let table = store.table(Table::Queue);
     let queue = blocking(move || Queue::open(table)).await.map_err(StartError::Store)?;

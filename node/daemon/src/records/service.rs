@@ -329,7 +329,11 @@ impl Records {
             Request::GetCredential { peer } => {
                 self.ledger.author(&peer).map(Answer::Credential).map_err(RecordError::from)
             }
-            Request::Anchor { .. } | Request::Stat { .. } | Request::Renew => {
+            Request::Anchor { .. }
+            | Request::Stat { .. }
+            | Request::Renew
+            | Request::Time
+            | Request::Examine { .. } => {
                 return failed(Failure::Refused, "not about records");
             }
         };
