@@ -8,6 +8,7 @@ pub mod clouds;
 pub mod contract;
 pub mod http;
 pub mod image;
+pub mod linear;
 pub mod mesh;
 pub mod metrics;
 pub mod ports;

@@ -23,20 +23,19 @@ impl Docker {
     /// # Errors
     /// When it does not start.
     pub async fn start(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        // Not the machine's own.
-        let config = dir.join("daemon.json");
-        std::fs::write(&config, "{}")?;
-        Self::start_with(dir, &config).await
+        Self::start_with(dir, "{}").await
     }
 
-    /// Starts one below `dir` with this `daemon.json`.
+    /// The same with a `daemon.json`.
     ///
     /// # Errors
     /// When it does not start.
-    pub async fn start_with(dir: &Path, config: &Path) -> Result<Self> {
+    pub async fn start_with(dir: &Path, settings: &str) -> Result<Self> {
         let containerd = Containerd::start(&dir.join("containerd")).await?;
         std::fs::create_dir_all(dir.join("config"))?;
+        // Not the machine's own.
+        let config = dir.join("daemon.json");
+        std::fs::write(&config, settings)?;
         let mut command = Command::new("dockerd");
         command
             .arg("--config-file")

@@ -97,7 +97,7 @@ async fn docker_takes_what_is_installed() -> Result<()> {
     std::fs::write(&config, theirs)?;
     let config_text = config.display().to_string();
     install(&state, &["docker", "--mirror", "127.0.0.1:5001", "--config", &config_text]).await?;
-    let docker = Docker::start_with(&scratch.join("docker"), &config).await?;
+    let docker = Docker::start_with(&scratch.join("docker"), &std::fs::read_to_string(&config)?).await?;
     let mirrors = docker.run_docker(&["info", "--format", "{{json .RegistryConfig.Mirrors}}"]).await?;
     docker.stop().await?;
     let wanted = "[\"http://127.0.0.1:5001/\",\"https://mirror.shoal.test/\"]";

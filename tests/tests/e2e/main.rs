@@ -16,12 +16,14 @@ mod docs;
 mod doctor;
 mod flash;
 mod install;
+mod mirrors;
 mod owners;
 mod push;
 mod recovery;
 mod strangers;
 mod stream;
 mod survive;
+mod uploads;
 mod wireguard;
 mod write_back;
 

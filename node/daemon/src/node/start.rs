@@ -16,6 +16,7 @@ use shoal_store::{Store, StoreConfig, Table};
 use shoal_types::{Endpoint, Role};
 use tokio::sync::{mpsc, watch};
 
+use super::uploads::home_key;
 use super::{Inner, Node};
 use crate::archive::Archive;
 use crate::clock::Clock;
@@ -30,6 +31,7 @@ use crate::pulls::Pulls;
 use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
+use crate::upstream::Upstreams;
 use crate::vault::Vault;
 use crate::{calls, membership, upkeep};
 
@@ -174,6 +176,10 @@ async fn start_control(
     if config.origin {
         control.set_heartbeat(true).await;
     }
+    if tls.identity().credential.value().roles.contains(Role::Gateway) {
+        // So that other gateways find the uploads that begin here.
+        control.provide(home_key(&control.local_peer())).await;
+    }
     Ok((control, events))
 }
 
@@ -261,6 +267,7 @@ async fn assemble(
     Ok(Inner {
         renewer,
         uploads: store.table(Table::Misc),
+        upstreams: Upstreams::new(config.upstreams(), store.table(Table::Misc)),
         writing: Mutex::new(HashSet::new()),
         registry: Mutex::default(),
         stopping: watch::channel(false).0,
@@ -296,6 +303,9 @@ async fn open_vault(
         let made = std::fs::create_dir_all(&dir);
         made.map_err(|error| StartError::Backend(format!("cannot make {}: {error}", dir.display())))?;
     }
+    // Whatever the patterns say: nothing is kept under the name of somebody else's registry.
+    let sources = config.upstreams();
+    let rules: Vec<_> = sources.iter().map(shoal_origin::UpstreamRule::backend).chain(rules).collect();
     let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
     let table = store.table(Table::Queue);
     let queue = blocking(move || Queue::open(table)).await.map_err(StartError::Store)?;

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use shoal_net::control::{ControlHandle, Origin};
 use shoal_net::identity::Identity;
 use shoal_net::revocation::Revocations;
@@ -28,6 +27,7 @@ use crate::clock::wall_now;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::links::{AskError, Links};
+use crate::locks::KeyedLocks;
 use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
 
 mod sync;
@@ -94,7 +94,7 @@ pub struct Records {
     settled: AtomicBool,
     revocations: Revocations,
     /// One write at a time a key, so that this author never uses a version twice.
-    writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
+    writing: KeyedLocks<RecordKey>,
 }
 
 impl Records {
@@ -119,7 +119,7 @@ impl Records {
             archive,
             settled: AtomicBool::new(false),
             revocations,
-            writing: Mutex::default(),
+            writing: KeyedLocks::default(),
         }
     }
 
@@ -333,7 +333,10 @@ impl Records {
             | Request::Stat { .. }
             | Request::Renew
             | Request::Time
-            | Request::Examine { .. } => {
+            | Request::Examine { .. }
+            | Request::ResolveUpstream { .. }
+            | Request::FetchUpstream { .. }
+            | Request::Upload { .. } => {
                 return failed(Failure::Refused, "not about records");
             }
         };
@@ -371,17 +374,7 @@ impl Records {
         key: RecordKey,
         value: Option<RecordValue>,
     ) -> Result<SignedRecord, RecordError> {
-        let lock = Arc::clone(self.writing.lock().entry(key.clone()).or_default());
-        let result = {
-            let _one_at_a_time = lock.lock().await;
-            self.coordinate_alone(key.clone(), value).await
-        };
-        let mut writing = self.writing.lock();
-        // Two owners: the map and this call. Nobody waits any more.
-        if Arc::strong_count(&lock) <= 2 {
-            writing.remove(&key);
-        }
-        result
+        self.writing.alone(&key, self.coordinate_alone(key.clone(), value)).await
     }
 
     async fn coordinate_alone(
