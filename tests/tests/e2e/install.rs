@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use shoal_tests::clients::{Containerd, Docker};
 use shoal_tests::process::{program, run_program};
-use shoal_tests::{ImageBuilder, Mesh, system};
+use shoal_tests::{ImageBuilder, Mesh, NodeSpec, Server, ports, system};
 use tokio::process::Command;
+
+use super::mirrors;
 
 /// A directory that is taken down whatever happens.
 pub(crate) struct Scratch(tempfile::TempDir);
@@ -86,6 +88,43 @@ async fn containerd_is_installed_pulls_through_the_mesh_and_is_reverted() -> Res
     ensure!(pulled.is_err(), "a pull still goes through the mesh");
     containerd.stop().await?;
     ensure!(install(&state, &["containerd", "--revert"]).await.is_err(), "there was nothing to revert");
+    mesh.finish().await
+}
+
+/// Nobody here reaches Docker Hub: what is pulled came through the mesh.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_of_docker_hub_come_through_the_mesh() -> Result<()> {
+    let server = Server::registry(false).await;
+    let image = ImageBuilder::new(515).runnable().payload(100_000).build()?;
+    mirrors::upstream(&server, "library/tool").push_image("1", &image).await?;
+    let hub = ports::reserve()?.to_string();
+    let gateway = NodeSpec::gateway("hub").flag("--upstream", "docker.io").flag("--hub-mirror", &hub);
+    let mesh =
+        mirrors::mesh_of(&[("docker.io", mirrors::url(&server, ""))], 1, 0).node(gateway).start().await?;
+    let gateway = mesh.node("hub")?.gateway()?.to_string();
+    let scratch = Scratch::new()?;
+    let state = scratch.join("state");
+
+    let (dir, config, certs) =
+        (scratch.join("containerd"), scratch.join("config.toml"), scratch.join("certs.d"));
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(&config, Containerd::config(&dir, true))?;
+    let (config_text, certs_text) = (config.display().to_string(), certs.display().to_string());
+    let words = ["containerd", "--gateway", &gateway, "--config", &config_text, "--certs-dir", &certs_text];
+    install(&state, &words).await?;
+    let containerd = Containerd::start_with(&dir, &config).await?;
+    containerd.pull_by_cri("docker.io/library/tool:1").await?;
+    containerd.stop().await?;
+
+    let daemon = scratch.join("daemon.json");
+    install(&state, &["docker", "--mirror", &hub, "--config", &daemon.display().to_string()]).await?;
+    let docker = Docker::start_with(&scratch.join("docker"), &std::fs::read_to_string(&daemon)?).await?;
+    docker.pull("tool:1").await?;
+    let printed = docker.run("tool:1").await?;
+    ensure!(printed == image.output, "it printed {printed:?}");
+    docker.stop().await?;
+    install(&state, &["docker", "--revert"]).await?;
+    ensure!(!daemon.exists(), "daemon.json was not there before");
     mesh.finish().await
 }
 
