@@ -6,7 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-.PHONY: help check lint build test test-large fuzz demo bench bench-hot
+.PHONY: help check lint build test test-large fuzz demo bench bench-hot images
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -59,3 +59,9 @@ demo: ## a mesh of processes on this machine, a push and two pulls, and who gave
 	scripts/setup.sh demo
 	cargo build --locked -p shoal
 	scripts/demo.sh
+
+images: ## a container image of the release build, as target/images/shoal.tar: nothing is pulled
+	scripts/setup.sh build
+	cargo build --locked --release -p shoal
+	deploy/image/build.sh "$$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)/release/shoal" \
+		shoal:latest target/images/shoal.tar

@@ -7,11 +7,12 @@
 #   scripts/setup.sh           that and every client the tests drive
 set -eu
 
-BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates"
+BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates jq"
 DEMO="busybox-static jq"
 BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
 TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps
-	docker-registry nodejs npm python3 prometheus chromium"
+	docker-registry nodejs npm python3 python3-yaml prometheus chromium systemd wireguard-go wireguard-tools
+	faketime"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
 missing() {

@@ -22,8 +22,20 @@ pub(crate) async fn request(
     length: Option<u64>,
     body: Body,
 ) -> anyhow::Result<Response<Incoming>> {
+    request_of(ops, method, path, length, None, body).await
+}
+
+/// [`request`] with a body of this media type.
+pub(crate) async fn request_of(
+    ops: SocketAddr,
+    method: Method,
+    path: &str,
+    length: Option<u64>,
+    media_type: Option<&str>,
+    body: Body,
+) -> anyhow::Result<Response<Incoming>> {
     let stream = tokio::net::TcpStream::connect(ops).await.with_context(|| {
-        format!("no daemon answers at {ops}: start one, or name its ops listener with --ops")
+        format!("no daemon answers at {ops}: start one, or name its address (--help says by which flag)")
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
@@ -31,15 +43,20 @@ pub(crate) async fn request(
     if let Some(length) = length {
         builder = builder.header("content-length", length);
     }
+    if let Some(media_type) = media_type {
+        builder = builder.header("content-type", media_type);
+    }
     let response = sender.send_request(builder.body(body)?).await?;
     if response.status().is_success() {
         return Ok(response);
     }
     let status = response.status();
     let text = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let stated = serde_json::from_slice::<serde_json::Value>(&text)
-        .ok()
-        .and_then(|value| value.get("error").and_then(|error| error.as_str()).map(str::to_owned));
+    let stated = serde_json::from_slice::<serde_json::Value>(&text).ok().and_then(|value| {
+        // The ops listener's own, or the registry API's.
+        let error = value.get("error").or_else(|| value.pointer("/errors/0/message"));
+        error.and_then(|error| error.as_str()).map(str::to_owned)
+    });
     bail!("{}", stated.unwrap_or_else(|| format!("the daemon answered {status}")));
 }
 

@@ -1,7 +1,7 @@
 //! The flags of a daemon: one for every setting, from the settings' own table.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches};
@@ -16,10 +16,19 @@ pub(crate) struct DaemonFlags {
 impl DaemonFlags {
     /// The configuration from file, environment and these flags.
     pub(crate) fn load(&self) -> anyhow::Result<Config> {
-        let file = self.config.clone().or_else(|| std::env::var_os("SHOAL_CONFIG").map(PathBuf::from));
+        self.load_with(self.file().as_deref())
+    }
+
+    /// The file named by flag or variable.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| std::env::var_os("SHOAL_CONFIG").map(PathBuf::from))
+    }
+
+    /// The configuration from this file, environment and these flags.
+    pub(crate) fn load_with(&self, file: Option<&Path>) -> anyhow::Result<Config> {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Config::load(file.as_deref(), variables, &self.values).context("cannot start")
+        Config::load(file, variables, &self.values).context("cannot start")
     }
 }
 

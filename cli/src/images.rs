@@ -8,11 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use http_body_util::BodyExt as _;
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use shoal_types::{Digest, DigestHasher, ImageReference, Reference, RepositoryName};
 
 use crate::client;
+use crate::progress::Progress;
 
 /// Most manifests in one image: an index of many platforms, and indexes of indexes.
 const MANIFESTS_MAX: usize = 1000;
@@ -29,7 +29,7 @@ pub(crate) async fn get(
     ops: SocketAddr,
     image: &ImageReference,
     output: &Path,
-    bar: ProgressBar,
+    bar: &Progress,
 ) -> anyhow::Result<(Digest, u64)> {
     let file = File::create(output).with_context(|| format!("cannot write {}", output.display()))?;
     let mut tar = tar::Builder::new(file);
@@ -55,14 +55,18 @@ pub(crate) async fn get(
                 queue.push_back(manifest(ops, &image.repository, &Reference::Digest(digest)).await?);
             } else {
                 bar.inc_length(size);
-                add_blob(ops, &mut tar, digest, size, &bar).await?;
+                add_blob(ops, &mut tar, digest, size, bar).await?;
                 total += size;
             }
         }
     }
-    bar.finish_and_clear();
+    bar.finish();
     tar.into_inner()
-        .and_then(|mut file| file.flush().and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            file.flush()?;
+            // A device or a pipe cannot.
+            if file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
+        })
         .context("cannot finish the file")?;
     Ok((root_digest, total))
 }
@@ -122,7 +126,7 @@ async fn add_blob(
     tar: &mut tar::Builder<File>,
     digest: Digest,
     size: u64,
-    bar: &ProgressBar,
+    bar: &Progress,
 ) -> anyhow::Result<()> {
     let response = client::get(ops, &format!("/api/v1/blobs/{digest}")).await?;
     let mut header = header(size);

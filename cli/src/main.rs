@@ -3,9 +3,14 @@
 mod client;
 mod daemon;
 mod dev;
+mod doctor;
 mod flags;
 mod images;
+mod install;
 mod keys;
+mod progress;
+mod push;
+mod reference;
 mod show;
 mod simulate;
 mod transfer;
@@ -40,6 +45,8 @@ enum Command {
     Get(transfer::GetArgs),
     /// Put a file into the mesh, and print its digest.
     Put(transfer::PutArgs),
+    /// Push an image out of a file, as docker save writes it or as an OCI layout, through a gateway.
+    Push(push::PushArgs),
     /// Show what a daemon is and has.
     Status(show::ShowArgs),
     /// Show the members a daemon has heard of.
@@ -50,6 +57,10 @@ enum Command {
     Pulls(show::ShowArgs),
     /// Explain a recent pull: where its bytes came from and what it waited for.
     Why(why::WhyArgs),
+    /// Find out what is wrong with this machine's part of the mesh, and what to do about it.
+    Doctor(doctor::DoctorArgs),
+    /// Write, or take back, settings of container engines and units of systemd.
+    Install(install::InstallArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -61,6 +72,17 @@ enum Command {
     /// Look at configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands.
+    Man {
+        /// Directory for the pages, such as /usr/local/share/man/man1.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -105,7 +127,7 @@ enum ConfigCommand {
 
 fn main() -> ExitCode {
     match run(Program::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, with its causes.
             let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
@@ -115,8 +137,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
         Command::Dev(args) => daemon::runtime()?.block_on(dev::run(args)),
         Command::Bootstrap(flags) => {
             let config = flags.load()?;
@@ -127,11 +149,16 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Gateway(flags) => run_daemon(flags, true),
         Command::Get(args) => daemon::small_runtime()?.block_on(transfer::get(args)),
         Command::Put(args) => daemon::small_runtime()?.block_on(transfer::put(args)),
+        Command::Push(args) => daemon::small_runtime()?.block_on(push::push(args)),
         Command::Status(args) => daemon::small_runtime()?.block_on(show::status(args)),
         Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
         Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
         Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Install(args) => install::run(&args),
+        Command::Completions { shell } => reference::completions(shell),
+        Command::Man { dir } => reference::man(dir.as_deref()),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),
@@ -156,7 +183,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             print!("{}", shoal_daemon::config::Config::reference());
             Ok(())
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn run_daemon(flags: DaemonFlags, gateway: bool) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! `shoal status`, `peers`, `swarms` and `pulls`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -75,7 +76,39 @@ pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
     for origin in status.get("origins").and_then(Value::as_array).into_iter().flatten() {
         println!("{:<20}{}  zone {}", "origin", text(origin.get("peer")), text(origin.get("zone")));
     }
+    let peers: Vec<Value> = client::get_json(args.ops, "/api/v1/peers").await?;
+    let origins = status.get("origins").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for (zone, members) in zones(text(status.get("peer")), &peers, origins) {
+        println!(
+            "{:<20}{zone}  {} members known, {} connected for data",
+            "zone", members.known, members.connected
+        );
+    }
     Ok(())
+}
+
+/// Members of a zone.
+#[derive(Debug, Default, PartialEq)]
+struct Members {
+    known: usize,
+    connected: usize,
+}
+
+/// The members of each zone, the process `own` aside: those connected with at some time, and origins, which are heard of
+/// before.
+fn zones(own: String, peers: &[Value], origins: &[Value]) -> BTreeMap<String, Members> {
+    let mut zones: BTreeMap<String, Members> = BTreeMap::new();
+    let mut seen = BTreeSet::from([own]);
+    for peer in peers.iter().chain(origins) {
+        if !seen.insert(text(peer.get("peer"))) {
+            continue;
+        }
+        let members = zones.entry(text(peer.get("zone"))).or_default();
+        members.known += 1;
+        members.connected +=
+            usize::from(peer.get("data_connected").and_then(Value::as_bool).unwrap_or_default());
+    }
+    zones
 }
 
 pub(crate) async fn peers(args: ShowArgs) -> anyhow::Result<()> {
@@ -171,4 +204,21 @@ pub(crate) fn text(value: Option<&Value>) -> String {
 
 pub(crate) fn size(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_counted_by_zone() {
+        let peer = |id: &str, zone: &str, connected: bool| serde_json::json!({ "peer": id, "zone": zone, "data_connected": connected });
+        let peers = [peer("1", "b", true), peer("2", "a", false), peer("3", "b", false)];
+        let origins = ["0", "1", "4"].map(|id| serde_json::json!({ "peer": id, "zone": "b" }));
+        let zones = zones("0".to_owned(), &peers, &origins);
+        let expected = [("a", 1, 0), ("b", 3, 1)];
+        let expected =
+            expected.map(|(zone, known, connected)| (zone.to_owned(), Members { known, connected }));
+        assert_eq!(zones, BTreeMap::from(expected));
+    }
 }

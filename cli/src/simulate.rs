@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use shoal_simulations::report::{Report, compare, plot};
 use shoal_simulations::scenario::{Scenario, Simulation};
 use shoal_simulations::{TraceFilter, fuzz};
+
+use crate::progress::{Progress, Unit};
 
 /// Options of `shoal simulate`.
 #[derive(clap::Args)]
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
     if let Some(filter) = args.trace {
         simulation.trace(filter);
     }
-    let report = run_with_bar(&mut simulation);
+    let report = run_with_bar(&mut simulation, args.json);
     simulation.trace_lines().iter().for_each(|line| println!("{line}"));
     println!("{}", if args.json { report.to_json() } else { report.to_string() });
     if let Some(file) = &args.plot {
@@ -84,23 +85,20 @@ fn report(file: &Path) -> Result<Report> {
         .with_context(|| format!("{} is no report of shoal simulate --json", file.display()))
 }
 
-fn run_with_bar(simulation: &mut Simulation) -> Report {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} downloads, {msg}") {
-        bar.set_style(style);
-    }
+fn run_with_bar(simulation: &mut Simulation, quiet: bool) -> Report {
+    let bar = Progress::new("simulate", 0, Unit::Things("downloads"), quiet);
     let report = simulation.run(|progress| {
         bar.set_length(progress.pulls as u64);
         bar.set_position(progress.done as u64);
         let (secs, millions) = (progress.now.as_secs_f64(), progress.events / 1_000_000);
         bar.set_message(format!("{secs:.1} s virtual, {millions} M events"));
     });
-    bar.finish_and_clear();
+    bar.finish();
     report
 }
 
 fn run_fuzz(first: u64, count: u64, trace: Option<TraceFilter>) -> Result<()> {
-    let bar = ProgressBar::new(count);
+    let bar = Progress::new("simulate", count, Unit::Things("fleets"), false);
     let began = Instant::now();
     let mut virtual_time = Duration::ZERO;
     for seed in first..first.saturating_add(count) {
@@ -114,13 +112,13 @@ fn run_fuzz(first: u64, count: u64, trace: Option<TraceFilter>) -> Result<()> {
             Ok(outcome) => outcome.trouble(),
         };
         if let Some(trouble) = trouble {
-            bar.finish_and_clear();
+            bar.finish();
             bail!("seed {seed}: {trouble}; replay: shoal simulate --fuzz 1 --seed {seed}");
         }
         virtual_time += outcome.map_or(Duration::ZERO, |outcome| outcome.took);
         bar.inc(1);
     }
-    bar.finish_and_clear();
+    bar.finish();
     let (real, virtual_time) = (began.elapsed().as_secs_f64(), virtual_time.as_secs_f64());
     println!(
         "{count} fleets from seed {first}: nothing forbidden, all complete; {virtual_time:.0} s virtual in {real:.0} s"

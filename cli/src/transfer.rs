@@ -1,6 +1,6 @@
 //! `shoal get` and `shoal put`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use futures::TryStreamExt as _;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use shoal_types::{Algorithm, Digest, DigestHasher, ImageReference};
 use tokio::io::AsyncReadExt as _;
 
+use crate::progress::{Progress, Unit};
 use crate::{client, images};
 
 /// Bytes read from a file at a time.
@@ -49,23 +49,29 @@ pub(crate) struct PutArgs {
 }
 
 pub(crate) async fn get(args: GetArgs) -> anyhow::Result<()> {
-    let partial = partial_path(&args.output);
+    // A device or a pipe, such as /dev/null, takes the bytes itself: it must not be replaced by a file.
+    let special = std::fs::metadata(&args.output).is_ok_and(|meta| !meta.is_file());
+    let partial = if special { args.output.clone() } else { partial_path(&args.output) };
     let fetched = match args.what.parse::<Digest>() {
         Ok(digest) => get_blob(&args, digest, &partial).await.map(|bytes| (digest, bytes)),
         Err(_) => match args.what.parse::<ImageReference>() {
-            Ok(image) => images::get(args.ops, &image, &partial, bar(0, args.json)).await,
+            Ok(image) => images::get(args.ops, &image, &partial, &bar("get", &args.what, 0, args.json)).await,
             Err(error) => bail!("{:?} is neither a digest nor an image: {error}", args.what),
         },
     };
     let (digest, bytes) = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {
-            let _ = std::fs::remove_file(&partial);
+            if !special {
+                let _ = std::fs::remove_file(&partial);
+            }
             return Err(error);
         }
     };
-    std::fs::rename(&partial, &args.output)
-        .with_context(|| format!("cannot rename {} to {}", partial.display(), args.output.display()))?;
+    if !special {
+        std::fs::rename(&partial, &args.output)
+            .with_context(|| format!("cannot rename {} to {}", partial.display(), args.output.display()))?;
+    }
     if args.json {
         println!("{}", serde_json::json!({ "digest": digest, "bytes": bytes, "file": args.output }));
     } else {
@@ -86,7 +92,7 @@ async fn get_blob(args: &GetArgs, digest: Digest, partial: &Path) -> anyhow::Res
     let size = response.headers().get("content-length").and_then(|size| size.to_str().ok()?.parse().ok());
     let mut file =
         std::fs::File::create(partial).with_context(|| format!("cannot write {}", partial.display()))?;
-    let bar = bar(size.unwrap_or(0), args.json);
+    let bar = bar("get", &args.what, size.unwrap_or(0), args.json);
     let mut hasher = DigestHasher::new(digest.algorithm());
     let mut bytes = 0;
     let mut body = response.into_body();
@@ -98,12 +104,14 @@ async fn get_blob(args: &GetArgs, digest: Digest, partial: &Path) -> anyhow::Res
             bar.set_position(bytes);
         }
     }
-    bar.finish_and_clear();
+    bar.finish();
     let got = hasher.finish();
     if got != digest {
         bail!("what came has the digest {got}");
     }
-    file.sync_all().with_context(|| format!("cannot write {}", partial.display()))?;
+    if file.metadata().is_ok_and(|meta| meta.is_file()) {
+        file.sync_all().with_context(|| format!("cannot write {}", partial.display()))?;
+    }
     Ok(bytes)
 }
 
@@ -112,7 +120,7 @@ pub(crate) async fn put(args: PutArgs) -> anyhow::Result<()> {
     let file = tokio::fs::File::open(&args.file)
         .await
         .with_context(|| format!("cannot read {}", args.file.display()))?;
-    let bar = bar(size, args.json);
+    let bar = bar("put", &args.file.to_string_lossy(), size, args.json);
     let progress = bar.clone();
     let parts = futures::stream::try_unfold(file, |mut file| async move {
         let mut part = Vec::with_capacity(READ_BYTES);
@@ -125,7 +133,7 @@ pub(crate) async fn put(args: PutArgs) -> anyhow::Result<()> {
     });
     let body = StreamBody::new(frames).boxed();
     client::request(args.ops, Method::PUT, &format!("/api/v1/blobs/{digest}"), Some(size), body).await?;
-    bar.finish_and_clear();
+    bar.finish();
     if args.json {
         println!("{}", serde_json::json!({ "digest": digest, "bytes": size }));
     } else {
@@ -150,16 +158,6 @@ fn hash_file(path: &Path) -> anyhow::Result<(Digest, u64)> {
     }
 }
 
-/// A bar on a terminal, nothing otherwise.
-fn bar(size: u64, quiet: bool) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(
-        Some(size),
-        if quiet || !std::io::stderr().is_terminal() {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        },
-    );
-    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+fn bar(verb: &str, what: &str, size: u64, quiet: bool) -> Progress {
+    Progress::new(&format!("{verb} {what}"), size, Unit::Bytes, quiet)
 }

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod clients;
+pub mod clouds;
 pub mod contract;
 pub mod http;
 pub mod image;

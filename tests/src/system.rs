@@ -52,6 +52,50 @@ pub fn bytes_read(pid: u32) -> Result<f64> {
     Ok(line.context("no rchar")?.parse()?)
 }
 
+/// A program that `scripts/tools.sh` installs.
+///
+/// # Errors
+/// When it is not there.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let tools = std::env::var_os("SHOAL_TOOLS").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/shoal-tools")
+    });
+    let path = tools.join("bin").join(name);
+    if !path.exists() {
+        bail!("{} is missing: run scripts/tools.sh", path.display());
+    }
+    Ok(path)
+}
+
+/// A file or directory of the project.
+pub fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The documents of a YAML text, by Debian's `python3-yaml`.
+///
+/// # Errors
+/// When it is not YAML.
+pub async fn yaml(text: &str) -> Result<Vec<serde_json::Value>> {
+    use tokio::io::AsyncWriteExt as _;
+    let script = "import sys, json, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
+    let mut child = Command::new("python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    stdin.write_all(text.as_bytes()).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    if !output.status.success() {
+        bail!("not YAML (or python3-yaml is missing): {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)?;
+    Ok(all.into_iter().filter(|document| !document.is_null()).collect())
+}
+
 /// Runs a program to its end; gives its standard output.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use shoal_store::UploadId;
 use shoal_types::{PeerId, Role};
 use tokio::sync::mpsc;
 
+use crate::doctor;
 use crate::driver::IncomingCall;
 use crate::node::Node;
 use crate::records::service::may_push;
@@ -91,6 +92,8 @@ impl Node {
             }
             Request::Traffic => Answer::Traffic(self.metrics().traffic()),
             Request::Renew => self.renew(peer, credential),
+            Request::Time => doctor::tell_time(self.clock().wall()),
+            Request::Examine { probe } => doctor::examine_for(self, peer, probe).await,
             other => self.records().answer(other, credential.roles, &credential.namespaces).await,
         }
     }

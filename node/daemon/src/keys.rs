@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use shoal_net::identity::Identity;
@@ -145,7 +145,7 @@ pub fn read_join_token(text: &str) -> Result<JoinToken, KeyError> {
         let why = "neither a join token nor a file that holds one".to_owned();
         return Err(KeyError::Content { path: PathBuf::from("join"), why });
     }
-    let held = read_guarded(&path, "")?;
+    let held = read_handed_over(&path)?;
     held.parse().map_err(|error: JoinTokenError| KeyError::Content { path, why: error.to_string() })
 }
 
@@ -297,6 +297,18 @@ fn write_public(path: &Path, content: &[u8]) -> Result<(), KeyError> {
 
 fn read_secret(path: &Path, hint: &'static str) -> Result<[u8; 32], KeyError> {
     parse_secret(path, &read_guarded(path, hint)?)
+}
+
+/// The text of a file that only its owner can read, or one that root lets a group read: as Kubernetes and systemd hand
+/// secrets over to a process that is not root.
+fn read_handed_over(path: &Path) -> Result<String, KeyError> {
+    let meta = fs::metadata(path).map_err(|source| io_error(path, source, ""))?;
+    let by_root = meta.uid() == 0 && meta.permissions().mode() & 0o037 == 0;
+    if by_root {
+        fs::read_to_string(path).map_err(|source| io_error(path, source, ""))
+    } else {
+        read_guarded(path, "")
+    }
 }
 
 /// The text of a file that only its owner can read.

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod directory;
 pub mod discovery;
+pub mod doctor;
 pub mod driver;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

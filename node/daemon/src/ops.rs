@@ -16,7 +16,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Serialize;
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
@@ -25,6 +25,7 @@ use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
 use tokio::net::TcpListener;
 
 use self::limited::Limited;
+use crate::doctor;
 use crate::node::Node;
 use crate::pulls::Pull;
 
@@ -96,6 +97,10 @@ fn router(node: Node) -> Router {
         .route("/api/v1/blobs/{digest}", get(blobs::read))
         .route("/api/v1/blobs/{digest}", put(blobs::write))
         .route("/api/v1/manifests/{*image}", get(blobs::manifest))
+        .route(
+            "/api/v1/doctor",
+            post(|State(node): State<Node>| async move { Json(doctor::examine(&node).await) }),
+        )
         .route("/api/v1/revocations", get(revocations))
         .route(
             "/api/v1/revocations",

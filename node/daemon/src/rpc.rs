@@ -6,7 +6,7 @@
 use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::record::SignedRecord;
 use shoal_types::{
-    Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
+    Digest, Endpoint, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
     VouchedMetainfo, WallTime,
 };
 
@@ -163,6 +163,16 @@ pub enum Request {
     /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
     #[n(21)]
     Traffic,
+    /// "What time is it?" For comparing clocks (`shoal doctor`).
+    #[n(24)]
+    Time,
+    /// "Dial me where you have heard that I am, and look for a probe that I provide." (`shoal doctor`)
+    #[n(25)]
+    Examine {
+        /// The digest of nothing, provided by the asker.
+        #[n(0)]
+        probe: Digest,
+    },
 }
 
 /// The part of a record's version that the asker picks.
@@ -174,6 +184,17 @@ pub struct Stamp {
     /// When the asker began, by its clock.
     #[n(1)]
     pub written: WallTime,
+}
+
+/// A try to connect.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Dialled {
+    /// Where.
+    #[n(0)]
+    pub endpoint: Endpoint,
+    /// Why it failed; `None` when it did not.
+    #[n(1)]
+    pub error: Option<String>,
 }
 
 /// What is done with an upload. Each may be asked twice.
@@ -391,6 +412,19 @@ pub enum Answer {
     /// To `Traffic`: counts since the process started.
     #[n(15)]
     Traffic(#[n(0)] Traffic),
+    /// To `Time`.
+    #[n(18)]
+    Time(#[n(0)] WallTime),
+    /// To `Examine`.
+    #[n(19)]
+    Examined {
+        /// The asker's endpoints as far as they are known.
+        #[n(0)]
+        dialled: Vec<Dialled>,
+        /// Whether a lookup in the DHT said that the asker provides the probe.
+        #[n(1)]
+        found: bool,
+    },
     /// It could not be done.
     #[n(5)]
     Failed {

@@ -330,6 +330,11 @@ impl BackendUrl {
         (first, rest.trim_matches('/'))
     }
 
+    /// The directory of a backend that is one.
+    pub fn directory(&self) -> Option<PathBuf> {
+        (self.scheme == Scheme::Fs).then(|| self.path())
+    }
+
     /// A directory's path.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(&self.place)

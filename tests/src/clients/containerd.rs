@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::process::Command;
 
 use super::{Engine, START_TIMEOUT};
@@ -24,13 +24,21 @@ impl Containerd {
     /// When it does not start.
     pub async fn start(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
+        let config = dir.join("config.toml");
+        std::fs::write(&config, Self::config(dir, false))?;
+        Self::start_with(dir, &config).await
+    }
+
+    /// The configuration of one below `dir`, with the plugin that the kubelet talks to or without.
+    pub fn config(dir: &Path, cri: bool) -> String {
         let at = dir.display();
+        let disabled = if cri { "" } else { r#""io.containerd.grpc.v1.cri""# };
         // Isolated: with content shared between namespaces every pull after the first would ask for nothing.
-        let config = format!(
+        format!(
             r#"version = 2
 root = "{at}/root"
 state = "{at}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = [{disabled}]
 [grpc]
 address = "{at}/containerd.sock"
 [ttrpc]
@@ -40,11 +48,16 @@ content_sharing_policy = "isolated"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{at}/opt"
 "#
-        );
-        let config_file = dir.join("config.toml");
-        std::fs::write(&config_file, config)?;
+        )
+    }
+
+    /// Starts one below `dir` with a configuration of that kind.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(dir: &Path, config: &Path) -> Result<Self> {
         let mut command = Command::new("containerd");
-        command.arg("--config").arg(&config_file);
+        command.arg("--config").arg(config);
         let engine = Engine::spawn("containerd", &mut command, dir)?;
         let mut containerd = Self { engine, dir: dir.to_owned() };
         wait_until("containerd answers", START_TIMEOUT, async || {
@@ -93,11 +106,55 @@ path = "{at}/opt"
     /// # Errors
     /// When `ctr` fails.
     pub async fn pull(&self, namespace: &str, reference: &str) -> Result<()> {
-        let hosts = self.dir.join("hosts");
+        self.pull_by(&self.dir.join("hosts"), namespace, reference).await
+    }
+
+    /// Pulls and unpacks an image with the hosts.toml files of a directory.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub async fn pull_by(&self, hosts: &Path, namespace: &str, reference: &str) -> Result<()> {
         system::run(
             self.command(namespace).args(["images", "pull", "--hosts-dir"]).arg(hosts).arg(reference),
         )
         .await?;
+        Ok(())
+    }
+
+    /// Pulls an image as the kubelet does, by the CRI plugin and what its own configuration says of registries.
+    ///
+    /// # Errors
+    /// When the plugin refuses, with what it says.
+    pub async fn pull_by_cri(&self, reference: &str) -> Result<()> {
+        // PullImageRequest{image: ImageSpec{image: reference}} of the CRI's api.proto, as a gRPC message.
+        let field =
+            |body: &[u8]| -> Result<Vec<u8>> { Ok([&[0x0a, u8::try_from(body.len())?], body].concat()) };
+        let message = field(&field(reference.as_bytes())?)?;
+        let length = u32::try_from(message.len())?.to_be_bytes();
+        let body = self.dir.join("cri-request");
+        std::fs::write(&body, [&[0][..], &length, &message].concat())?;
+        let mut curl = Command::new("curl");
+        curl.args([
+            "--silent",
+            "--show-error",
+            "--http2-prior-knowledge",
+            "--max-time",
+            "120",
+            "--unix-socket",
+        ]);
+        curl.arg(self.socket()).args([
+            "--header",
+            "content-type: application/grpc",
+            "--header",
+            "te: trailers",
+        ]);
+        curl.arg("--data-binary").arg(format!("@{}", body.display()));
+        curl.args(["--dump-header", "-", "--output"]).arg(self.dir.join("cri-answer"));
+        let said = system::run(curl.arg("http://localhost/runtime.v1.ImageService/PullImage")).await?;
+        ensure!(
+            said.lines().any(|line| line.trim() == "grpc-status: 0"),
+            "CRI did not pull {reference}: {said}"
+        );
         Ok(())
     }
 

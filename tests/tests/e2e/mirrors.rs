@@ -20,7 +20,7 @@ use crate::MIB;
 const HOST: &str = "registry.example";
 
 /// Origins and gateways that pull registries through, each with a name and the URL that origins ask.
-fn mesh_of(upstreams: &[(&str, String)], origins: usize, gateways: usize) -> MeshBuilder {
+pub(crate) fn mesh_of(upstreams: &[(&str, String)], origins: usize, gateways: usize) -> MeshBuilder {
     let mut mesh = Mesh::empty().node(NodeSpec::bootstrap("b0"));
     for number in 0..origins {
         let origin = NodeSpec::origin(&format!("o{number}"));
@@ -37,11 +37,11 @@ fn mesh_of(upstreams: &[(&str, String)], origins: usize, gateways: usize) -> Mes
     mesh
 }
 
-fn url(server: &Server, options: &str) -> String {
+pub(crate) fn url(server: &Server, options: &str) -> String {
     format!("registry://127.0.0.1:{}?plain-http{options}", server.port())
 }
 
-fn upstream(server: &Server, repository: &str) -> Registry {
+pub(crate) fn upstream(server: &Server, repository: &str) -> Registry {
     Registry::new(([127, 0, 0, 1], server.port()).into(), repository)
 }
 

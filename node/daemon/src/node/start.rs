@@ -301,6 +301,13 @@ async fn open_vault(
 ) -> Result<Arc<Vault>, StartError> {
     let rules: Result<Vec<BackendRule>, _> = config.backend.iter().map(|rule| rule.parse()).collect();
     let rules = rules.map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    // One that is missing may be a mount that is gone, but not below the directory that this process makes itself.
+    let own =
+        rules.iter().filter_map(|rule| rule.url.directory()).filter(|dir| dir.starts_with(&config.data_dir));
+    for dir in own {
+        let made = std::fs::create_dir_all(&dir);
+        made.map_err(|error| StartError::Backend(format!("cannot make {}: {error}", dir.display())))?;
+    }
     // Whatever the patterns say: nothing is kept under the name of somebody else's registry.
     let sources = config.upstreams();
     let rules: Vec<_> = sources.iter().map(shoal_origin::UpstreamRule::backend).chain(rules).collect();

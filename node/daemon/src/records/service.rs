@@ -403,6 +403,8 @@ impl Records {
             | Request::Stat { .. }
             | Request::Renew
             | Request::Traffic
+            | Request::Time
+            | Request::Examine { .. }
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
             | Request::Upload { .. } => {
