@@ -42,7 +42,8 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    pub(crate) fn new(
+    /// The transport that `inner` is with the guard.
+    pub(crate) fn around(
         inner: MemberTransport,
         config: &ConnectionsConfig,
         stats: Arc<ControlStats>,

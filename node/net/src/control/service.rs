@@ -100,7 +100,7 @@ impl Control {
         let mut kept = Records::new(addr::to_libp2p(local), config.records.clone(), seed);
         kept.restore(remembered.providers, start, wall);
         let stats = Arc::new(ControlStats::default());
-        let transport = Guarded::new(transport, &config.connections, stats.clone());
+        let transport = Guarded::around(transport, &config.connections, stats.clone());
         let mut host =
             host::build(&config, &setup.identity().keypair, kept, transport).map_err(StartError::Host)?;
         for address in &config.listen {
