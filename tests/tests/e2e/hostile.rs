@@ -113,7 +113,7 @@ impl Liar {
 }
 
 async fn figure(mesh: &Mesh, name: &str, part: &str, figure: &str) -> Result<f64> {
-    Ok(mesh.node(name)?.metrics().await?.sum_where("shoal_figure", &[("part", part), ("name", figure)]))
+    mesh.node(name)?.counted(&format!("shoal_{part}_{figure}_total")).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
