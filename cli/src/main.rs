@@ -14,6 +14,7 @@ mod reference;
 mod show;
 mod simulate;
 mod transfer;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Write, or take back, settings of container engines and units of systemd.
     Install(install::InstallArgs),
+    /// Explain a recent pull: where its bytes came from and what it waited for.
+    Why(why::WhyArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -118,6 +121,8 @@ enum ConfigCommand {
     Show(DaemonFlags),
     /// Print the reference of all settings.
     Reference,
+    /// Print the reference of all metrics.
+    Metrics,
 }
 
 fn main() -> ExitCode {
@@ -153,6 +158,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Install(args) => install::run(&args),
         Command::Completions { shell } => reference::completions(shell),
         Command::Man { dir } => reference::man(dir.as_deref()),
+        Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),
@@ -167,6 +173,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(ConfigCommand::Show(flags)) => {
             print!("{}", toml::to_string_pretty(&flags.load()?)?);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Metrics) => {
+            print!("{}", shoal_daemon::metrics::table::reference());
             Ok(())
         }
         Command::Config(ConfigCommand::Reference) => {

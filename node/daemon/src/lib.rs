@@ -11,6 +11,9 @@ pub mod directory;
 pub mod discovery;
 pub mod doctor;
 pub mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod links;
 mod locks;
@@ -29,3 +32,4 @@ pub mod rpc;
 mod upkeep;
 mod upstream;
 pub mod vault;
+mod vouchers;

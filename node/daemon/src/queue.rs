@@ -258,6 +258,14 @@ impl std::fmt::Debug for Queue {
 /// The queue, shared.
 pub type SharedQueue = Arc<Queue>;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(item) = minicbor::decode::<Item>(bytes) {
+        assert!(minicbor::decode::<Item>(&crate::rpc::encode(&item)).is_ok_and(|again| again == item));
+    }
+    let _ = minicbor::decode::<Row>(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

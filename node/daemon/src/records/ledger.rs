@@ -12,6 +12,10 @@ use crate::rpc::{Listing, PAGE_MAX};
 
 /// Version byte before each stored record.
 const FORMAT: u8 = 1;
+/// What the keys of authors' credentials begin with.
+const AUTHORS: &[u8] = b"a/";
+/// Authors read at once: origins are some dozens.
+const AUTHORS_MAX: usize = 1024;
 
 /// The ordered table a ledger is kept in.
 pub trait LedgerTable: Send + Sync {
@@ -88,7 +92,11 @@ impl Ledger {
                 return Ok(Applied::Superseded(Box::new(known.clone())));
             }
             if known.value().version == value.version {
-                return Ok(Applied::Kept { fresh: false });
+                // Two writers picked the same version: the first one's stands.
+                return Ok(match known.value().value == value.value {
+                    true => Applied::Kept { fresh: false },
+                    false => Applied::Superseded(Box::new(known.clone())),
+                });
             }
         }
         let mut stored = vec![FORMAT];
@@ -117,6 +125,16 @@ impl Ledger {
         let Some(bytes) = self.table.get(&author_key(peer))? else { return Ok(None) };
         let stored = bytes.split_first().filter(|(format, _)| **format == FORMAT).map(|(_, rest)| rest);
         Ok(stored.and_then(|rest| SignedCredential::from_bytes(rest).ok()))
+    }
+
+    /// The credentials of all origins that are remembered.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn authors(&self) -> Result<Vec<SignedCredential>, LedgerError> {
+        let entries = self.table.scan(AUTHORS, None, AUTHORS_MAX)?;
+        let read = |(_, bytes): (Vec<u8>, Vec<u8>)| SignedCredential::from_bytes(bytes.get(1..)?).ok();
+        Ok(entries.into_iter().filter_map(read).collect())
     }
 
     /// Remembers an origin's credential.
@@ -266,8 +284,15 @@ fn decode(bytes: &[u8]) -> Result<SignedRecord, LedgerError> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(record) = decode(bytes) {
+        let _ = record_key(&record.value().key);
+    }
+}
+
 fn author_key(peer: &PeerId) -> Vec<u8> {
-    [b"a/".as_slice(), peer.public_key()].concat()
+    [AUTHORS, peer.public_key()].concat()
 }
 
 fn repository_prefix(table: &[u8], repository: &RepositoryName) -> Vec<u8> {
