@@ -11,8 +11,8 @@ BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates 
 DEMO="busybox-static jq"
 BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
 TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps
-	docker-registry nodejs npm python3 python3-yaml prometheus chromium systemd wireguard-go wireguard-tools
-	faketime"
+	docker-registry nodejs npm python3 python3-yaml systemd wireguard-go wireguard-tools faketime
+	prometheus chromium"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
 missing() {

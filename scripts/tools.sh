@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what tests start and Debian does not have: the servers Garage (S3), Azurite (Azure Blob Storage) and
-# fake-gcs-server (Google Cloud Storage), Helm, and cargo-deny. Idempotent; Garage takes a quarter of an hour to compile,
+# fake-gcs-server (Google Cloud Storage); Helm, and cargo-deny. Idempotent; Garage takes a quarter of an hour to compile,
 # cargo-deny some minutes, once a machine.
 set -eu
 
@@ -8,8 +8,8 @@ TOOLS="${SHOAL_TOOLS:-$HOME/.cache/shoal-tools}"
 GARAGE=2.5.0
 AZURITE=3.37.0
 GCS=v1.56.1
-DENY=0.20.2
 HELM=v3.19.0
+DENY=0.20.2
 
 # Says that a version of a tool is there. A new version asks for a new installation.
 is_there() { [ -x "$TOOLS/bin/$1" ] && [ "$(cat "$TOOLS/$1.version" 2>/dev/null)" = "$2" ]; }
@@ -45,6 +45,14 @@ install_gcs() {
 	remember fake-gcs-server "$GCS"
 }
 
+install_helm() {
+	is_there helm "$HELM" && return 0
+	PATH="$PATH:/usr/local/go/bin"
+	command -v go >/dev/null || { echo "tools: helm is built by Go 1.24 or newer: install that first" >&2; exit 1; }
+	GOBIN="$TOOLS/bin" go install "helm.sh/helm/v3/cmd/helm@$HELM"
+	remember helm "$HELM"
+}
+
 install_deny() {
 	is_there cargo-deny "$DENY" && return 0
 	echo "installing cargo-deny $DENY: this compiles for a while"
@@ -53,14 +61,6 @@ install_deny() {
 		cargo install cargo-deny --version "$DENY" --locked --root "$TOOLS" --force
 	rm -rf "$TOOLS/build-deny"
 	remember cargo-deny "$DENY"
-}
-
-install_helm() {
-	is_there helm "$HELM" && return 0
-	PATH="$PATH:/usr/local/go/bin"
-	command -v go >/dev/null || { echo "tools: helm is built by Go 1.24 or newer: install that first" >&2; exit 1; }
-	GOBIN="$TOOLS/bin" go install "helm.sh/helm/v3/cmd/helm@$HELM"
-	remember helm "$HELM"
 }
 
 mkdir -p "$TOOLS/bin"

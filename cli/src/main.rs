@@ -55,12 +55,12 @@ enum Command {
     Swarms(show::ShowArgs),
     /// Show where the bytes of a daemon's recent blobs came from.
     Pulls(show::ShowArgs),
-    /// Explain a recent pull: where its bytes came from and what it waited for.
-    Why(why::WhyArgs),
     /// Find out what is wrong with this machine's part of the mesh, and what to do about it.
     Doctor(doctor::DoctorArgs),
     /// Write, or take back, settings of container engines and units of systemd.
     Install(install::InstallArgs),
+    /// Explain a recent pull: where its bytes came from and what it waited for.
+    Why(why::WhyArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -154,11 +154,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
         Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
-        Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Install(args) => install::run(&args),
         Command::Completions { shell } => reference::completions(shell),
         Command::Man { dir } => reference::man(dir.as_deref()),
+        Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),

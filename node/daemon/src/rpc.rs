@@ -175,17 +175,6 @@ pub enum Request {
     },
 }
 
-/// The part of a record's version that the asker picks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-pub struct Stamp {
-    /// One above the greatest counter that a majority of the owners knew of.
-    #[n(0)]
-    pub counter: u64,
-    /// When the asker began, by its clock.
-    #[n(1)]
-    pub written: WallTime,
-}
-
 /// A try to connect.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 pub struct Dialled {
@@ -195,6 +184,17 @@ pub struct Dialled {
     /// Why it failed; `None` when it did not.
     #[n(1)]
     pub error: Option<String>,
+}
+
+/// The part of a record's version that the asker picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Stamp {
+    /// One above the greatest counter that a majority of the owners knew of.
+    #[n(0)]
+    pub counter: u64,
+    /// When the asker began, by its clock.
+    #[n(1)]
+    pub written: WallTime,
 }
 
 /// What is done with an upload. Each may be asked twice.
@@ -409,9 +409,6 @@ pub enum Answer {
     /// To `Upload`.
     #[n(9)]
     Upload(#[n(0)] UploadState),
-    /// To `Traffic`: counts since the process started.
-    #[n(15)]
-    Traffic(#[n(0)] Traffic),
     /// To `Time`.
     #[n(18)]
     Time(#[n(0)] WallTime),
@@ -425,6 +422,9 @@ pub enum Answer {
         #[n(1)]
         found: bool,
     },
+    /// To `Traffic`: counts since the process started.
+    #[n(15)]
+    Traffic(#[n(0)] Traffic),
     /// It could not be done.
     #[n(5)]
     Failed {

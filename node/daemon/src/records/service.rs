@@ -402,9 +402,9 @@ impl Records {
             Request::Anchor { .. }
             | Request::Stat { .. }
             | Request::Renew
-            | Request::Traffic
             | Request::Time
             | Request::Examine { .. }
+            | Request::Traffic
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
             | Request::Upload { .. } => {
