@@ -4,8 +4,10 @@ mod client;
 mod daemon;
 mod dev;
 mod flags;
+mod gc;
 mod images;
 mod keys;
+mod replicate;
 mod show;
 mod simulate;
 mod transfer;
@@ -47,6 +49,10 @@ enum Command {
     Swarms(show::ShowArgs),
     /// Show where the bytes of a daemon's recent blobs came from.
     Pulls(show::ShowArgs),
+    /// Copy an image to the origins of another zone, and wait until it is there.
+    Replicate(replicate::ReplicateArgs),
+    /// Delete what no tag reaches from the backends of all origins, or say what would be.
+    Gc(gc::GcArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -126,6 +132,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Peers(args) => daemon::small_runtime()?.block_on(show::peers(args)),
         Command::Swarms(args) => daemon::small_runtime()?.block_on(show::swarms(args)),
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
+        Command::Replicate(args) => daemon::small_runtime()?.block_on(replicate::run(args)),
+        Command::Gc(args) => daemon::small_runtime()?.block_on(gc::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),

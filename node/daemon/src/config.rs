@@ -128,6 +128,10 @@ settings! {
     /// that regular expression; the first that matches wins.
     #[serde(deserialize_with = "one_or_many")]
     backend("backend", List, "[PATTERN=]URL"): Vec<String> = vec![];
+    /// What this origin's zone copies to other zones without anybody pulling it there: in a file
+    /// `[[replicate]]` tables with `match`, a regular expression of whole repository names, and `to`, a list of zones. Set
+    /// the same at all origins of a zone.
+    replicate("replicate", List, "PATTERN=ZONE[+ZONE]"): Vec<crate::replicate::Rule> = vec![];
     /// Number of origins that must have a pushed blob or tag on stable storage before the push is acknowledged.
     replicas("replicas", Number, "N"): usize = 1;
     /// Most bytes of blobs kept on disk; without it, what the file system has.
@@ -301,6 +305,9 @@ impl Config {
         }
         if !self.origin && !self.backend.is_empty() {
             return conflict("backend is set, but only an origin has one: set origin = true as well");
+        }
+        if !self.origin && !self.replicate.is_empty() {
+            return conflict("replicate is set, but only an origin replicates: set origin = true as well");
         }
         for rule in &self.backend {
             if let Err(error) = rule.parse::<shoal_origin::BackendRule>() {

@@ -30,7 +30,7 @@ pub const FIGURE_HELP: &str = "Counts of the planes, of admission and of the sto
 /// A figure that another part counts itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FigureLabel {
-    /// `control`, `data`, `tls`, `store`, `queue` or `records`.
+    /// `control`, `data`, `tls`, `store`, `queue`, `replication` or `records`.
     pub part: &'static str,
     /// The figure's name there.
     pub name: &'static str,
@@ -81,6 +81,10 @@ pub struct Metrics {
     pub calls: Counter,
     /// Blobs evicted or deleted from the store.
     pub evicted: Counter,
+    /// Blobs that garbage collection deleted.
+    pub collected: Counter,
+    /// Their bytes.
+    pub collected_bytes: Counter,
     /// Blobs in the store.
     pub store_blobs: Gauge,
     /// Bytes in the store.
@@ -124,6 +128,8 @@ impl Metrics {
             calls_shed: Counter::default(),
             calls: Counter::default(),
             evicted: Counter::default(),
+            collected: Counter::default(),
+            collected_bytes: Counter::default(),
             store_blobs: Gauge::default(),
             store_bytes: Gauge::default(),
             connections: Gauge::default(),
@@ -180,6 +186,13 @@ impl Metrics {
             self.calls_shed.clone(),
         );
         shoal.register("store_evictions", "Blobs evicted from the store", self.evicted.clone());
+        shoal.register("gc_blobs", "Blobs deleted by garbage collection", self.collected.clone());
+        shoal.register_with_unit(
+            "gc_deleted",
+            "Bytes of blobs deleted by garbage collection",
+            bytes(),
+            self.collected_bytes.clone(),
+        );
         shoal.register("store_blobs", "Blobs in the store", self.store_blobs.clone());
         shoal.register_with_unit("store", "Bytes of blobs in the store", bytes(), self.store_bytes.clone());
         shoal.register("connections", "Data-plane connections", self.connections.clone());

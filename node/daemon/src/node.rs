@@ -32,6 +32,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
 use crate::records::service::Records;
+use crate::replicate::Replication;
 use crate::vault::Vault;
 
 /// A running node. Cheap to clone; clones are the same node.
@@ -56,6 +57,7 @@ struct Inner {
     discovery: Arc<Discovery>,
     records: Arc<Records>,
     vault: Option<Arc<Vault>>,
+    replication: Option<Arc<Replication>>,
     pulls: Arc<Pulls>,
     metrics: Arc<Metrics>,
     registry: Mutex<Registry>,
@@ -142,6 +144,11 @@ impl Node {
     /// Its durable side, if it is an origin.
     pub fn vault(&self) -> Option<&Arc<Vault>> {
         self.0.vault.as_ref()
+    }
+
+    /// What it copies to other zones, if it is an origin.
+    pub fn replication(&self) -> Option<&Arc<Replication>> {
+        self.0.replication.as_ref()
     }
 
     /// Where the bytes of recent blobs came from.

@@ -12,20 +12,24 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
 use shoal_net::control::ControlHandle;
-use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
+use shoal_types::{
+    Digest, ImageReference, PeerId, RecordKey, RecordKind, Reference, RevocationError, SignedRevocations,
+    Zone,
+};
 use tokio::net::TcpListener;
 
 use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
-use crate::node::Node;
+use crate::node::{ManifestError, Node};
 use crate::pulls::Pull;
+use crate::replicate::Job;
 
 /// How long a backend may take to answer the question whether it is ready: a probe from outside waits no longer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +97,8 @@ fn router(node: Node) -> Router {
         .route("/api/v1/blobs/{digest}", get(blobs::read))
         .route("/api/v1/blobs/{digest}", put(blobs::write))
         .route("/api/v1/manifests/{*image}", get(blobs::manifest))
+        .route("/api/v1/gc", post(collect))
+        .route("/api/v1/replications", get(replications).post(replicate))
         .route("/api/v1/revocations", get(revocations))
         .route(
             "/api/v1/revocations",
@@ -184,6 +190,15 @@ async fn refresh(node: &Node) {
             }
         }
     }
+    if let Some(replication) = node.replication() {
+        let status = replication.status();
+        copy("replication", "waiting", status.waiting as u64);
+        copy("replication", "oldest_ms", status.oldest_ms);
+        copy("replication", "copied", status.copied);
+        copy("replication", "blobs", status.blobs);
+        copy("replication", "bytes", status.bytes);
+        copy("replication", "retries", status.retries);
+    }
     copy("records", "settled", u64::from(node.records().is_settled()));
     copy("records", "recovered", node.records().archive().map_or(0, |archive| archive.recovered()));
     copy("store", "refused_no_space", usage.refused_no_space);
@@ -211,6 +226,7 @@ struct Status {
     swarms: usize,
     backends: Vec<BackendStatus>,
     queue: Option<crate::queue::QueueStatus>,
+    replication: Option<crate::replicate::ReplicationStatus>,
 }
 
 #[derive(Serialize)]
@@ -295,6 +311,7 @@ async fn status(State(node): State<Node>) -> Response {
             .map(|vault| vault.backends().all().iter().map(backend_status).collect())
             .unwrap_or_default(),
         queue: node.vault().map(|vault| vault.queue().status(node.clock().wall())),
+        replication: node.replication().map(|replication| replication.status()),
     })
     .into_response()
 }
@@ -372,6 +389,63 @@ struct PullRow {
     digest: Digest,
     #[serde(flatten)]
     pull: Pull,
+}
+
+const NO_ORIGIN: &str = "this daemon is no origin: name an origin's ops listener with --ops";
+
+/// What waits to be copied to other zones.
+async fn replications(State(node): State<Node>) -> Response {
+    match node.replication() {
+        Some(replication) => Json(replication.status()).into_response(),
+        None => refusal(StatusCode::CONFLICT, NO_ORIGIN),
+    }
+}
+
+#[derive(Deserialize)]
+struct Replicate {
+    image: String,
+    to: Zone,
+}
+
+/// Queues a copy; answers when it is queued.
+async fn replicate(State(node): State<Node>, Json(wanted): Json<Replicate>) -> Response {
+    let Some(replication) = node.replication().cloned() else {
+        return refusal(StatusCode::CONFLICT, NO_ORIGIN);
+    };
+    let image = match wanted.image.parse::<ImageReference>() {
+        Ok(image) => image,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, error),
+    };
+    if wanted.to == node.zone() {
+        return refusal(StatusCode::BAD_REQUEST, format!("this origin is in the zone {} itself", wanted.to));
+    }
+    if node.control().origins().iter().all(|origin| origin.zone != wanted.to) {
+        return refusal(StatusCode::NOT_FOUND, format!("no origin of zone {} is known", wanted.to));
+    }
+    match node.resolve(&image.repository, &image.reference).await {
+        Ok(_) => {}
+        Err(error @ ManifestError::NotFound) => {
+            return refusal(StatusCode::NOT_FOUND, format!("{image}: {error}"));
+        }
+        Err(error) => return refusal(StatusCode::SERVICE_UNAVAILABLE, error),
+    }
+    let kind = match image.reference {
+        Reference::Tag(tag) => RecordKind::Tag(tag),
+        Reference::Digest(digest) => RecordKind::Manifest(digest),
+    };
+    let job = Job { key: RecordKey { repository: image.repository, kind }, zone: wanted.to };
+    match crate::driver::blocking(move || replication.ask(job)).await {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(why) => refusal(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
+}
+
+/// Collects garbage at every origin; answers when it is done.
+async fn collect(State(node): State<Node>, Json(options): Json<crate::gc::Options>) -> Response {
+    if node.vault().is_none() {
+        return refusal(StatusCode::CONFLICT, NO_ORIGIN);
+    }
+    Json(node.collect_everywhere(&options).await).into_response()
 }
 
 #[derive(Serialize)]

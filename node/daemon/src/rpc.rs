@@ -5,8 +5,8 @@
 
 use shoal_types::record::SignedRecord;
 use shoal_types::{
-    Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
-    VouchedMetainfo,
+    Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName,
+    SignedCredential, VouchedMetainfo,
 };
 
 /// Most records in one page.
@@ -116,6 +116,41 @@ pub enum Request {
         #[n(0)]
         peer: PeerId,
     },
+    /// "Delete what no tag reaches." Asked of an origin by another, on behalf of whoever runs both.
+    #[n(16)]
+    Collect {
+        /// How.
+        #[n(0)]
+        options: crate::gc::Options,
+    },
+    /// "Whoever pushes is about to need these: forget that nothing reached them." Asked of all origins.
+    #[n(17)]
+    Retain {
+        /// Blobs and manifests.
+        #[n(0)]
+        digests: Vec<Digest>,
+    },
+    /// "Do you know every record that your backends have?" Asked of an origin by another, before it marks.
+    #[n(18)]
+    ReadyToMark,
+    /// "Keep this record of my zone, as it is." Asked of an owner by an origin of another zone, once it has all that the
+    /// record reaches.
+    #[n(19)]
+    Import {
+        /// The record.
+        #[n(0)]
+        record: SignedRecord,
+    },
+    /// "I have made this copy: you need not." Asked of the other owners of the own zone.
+    #[n(20)]
+    Replicated {
+        /// What was copied, and where to.
+        #[n(0)]
+        job: crate::replicate::Job,
+        /// The version that is there now.
+        #[n(1)]
+        version: RecordVersion,
+    },
 }
 
 /// Which records of a repository are listed.
@@ -158,7 +193,7 @@ pub enum Answer {
     /// To `Stat`.
     #[n(1)]
     Stat(#[n(0)] Found),
-    /// To `WriteRecord` and `PutRecord`: it is kept; to `GetRecord`: the newest known. For a `PutRecord` of an older
+    /// To `WriteRecord`, `PutRecord` and `Import`: it is kept; to `GetRecord`: the newest known. For a `PutRecord` of an older
     /// version the newer one that is kept instead.
     #[n(2)]
     Record(#[n(0)] Option<SignedRecord>),
@@ -185,6 +220,12 @@ pub enum Answer {
     /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
     #[n(6)]
     Credential(#[n(0)] Option<SignedCredential>),
+    /// To `Collect`.
+    #[n(11)]
+    Collected(#[n(0)] Box<crate::gc::Report>),
+    /// To `Retain`, `ReadyToMark` and `Replicated`.
+    #[n(12)]
+    Ready,
     /// It could not be done.
     #[n(5)]
     Failed {

@@ -13,7 +13,7 @@ use shoal_net::identity::Identity;
 use shoal_net::tls::{TlsSetup, system_clock};
 use shoal_origin::{BackendRule, BackendSet, BackendUrlError};
 use shoal_store::{Store, StoreConfig, Table};
-use shoal_types::{Endpoint, Role};
+use shoal_types::{Endpoint, Role, Zone};
 use tokio::sync::{mpsc, watch};
 
 use super::{Inner, Node};
@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::driver::{self, Parts, blocking};
+use crate::gc::condemned::Condemned;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::persistence::{Memory, RecordTable};
@@ -30,8 +31,9 @@ use crate::pulls::Pulls;
 use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
+use crate::replicate::{Replication, Rule};
 use crate::vault::Vault;
-use crate::{calls, membership, upkeep};
+use crate::{calls, membership, replicate, upkeep};
 
 /// Why a node does not start. The text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,13 @@ impl Node {
             tokio::spawn(upkeep::restore_copies(node.clone()));
             tokio::spawn(upkeep::write_back(node.clone()));
             tokio::spawn(upkeep::settle_records(node.clone()));
+            if let Some(replication) = node.replication().cloned() {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    replication.catch_up(&node).await;
+                    replicate::run(node, replication).await;
+                });
+            }
             let reading = node.clone();
             tokio::spawn(async move { reading.records().read_archive().await });
         }
@@ -221,6 +230,7 @@ async fn assemble(
     };
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
     let engine_config = engine_config(&config)?;
+    let engine_zone = zone.clone();
     let (driver, _task) = {
         let parts =
             (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
@@ -228,7 +238,7 @@ async fn assemble(
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
             move |_| Parts {
-                engine: Engine::new(engine_config, local, zone, seed, clock.now()),
+                engine: Engine::new(engine_config, local, engine_zone, seed, clock.now()),
                 clock,
                 store,
                 data,
@@ -256,6 +266,10 @@ async fn assemble(
         vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
         tls.revocations().clone(),
     ));
+    let replication = match config.origin {
+        true => Some(open_replication(&config.replicate, &zone, &store, &records).await?),
+        false => None,
+    };
     let renewer = config.renewal_key.as_deref().map(crate::keys::read_issuing_key).transpose();
     let renewer = renewer.map_err(|error| StartError::Config(format!("renewal-key: {error}")))?;
     Ok(Inner {
@@ -276,9 +290,25 @@ async fn assemble(
         discovery,
         records,
         vault,
+        replication,
         pulls,
         metrics,
     })
+}
+
+async fn open_replication(
+    rules: &[Rule],
+    zone: &Zone,
+    store: &Store,
+    records: &Records,
+) -> Result<Arc<Replication>, StartError> {
+    let table = store.table(Table::Misc);
+    let queue = blocking(move || Queue::open(table, replicate::PREFIX)).await.map_err(StartError::Store)?;
+    let replication = Replication::new(rules, zone.clone(), queue)
+        .map_err(|error| StartError::Config(format!("replicate: {error}")))?;
+    let told = Arc::clone(&replication);
+    records.on_keep(move |record| told.note(record));
+    Ok(replication)
 }
 
 async fn open_vault(
@@ -291,7 +321,7 @@ async fn open_vault(
     let rules = rules.map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
     let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
     let table = store.table(Table::Queue);
-    let queue = blocking(move || Queue::open(table)).await.map_err(StartError::Store)?;
+    let queue = blocking(move || Queue::open(table, b"")).await.map_err(StartError::Store)?;
     let control = control.clone();
     let news = move |message| {
         let control = control.clone();
@@ -301,7 +331,16 @@ async fn open_vault(
             }
         });
     };
-    Ok(Arc::new(Vault::new(backends, Arc::new(queue), store.clone(), identity.clone(), Box::new(news))))
+    let table = store.table(Table::Misc);
+    let condemned = blocking(move || Condemned::open(table)).await.map_err(StartError::Store)?;
+    Ok(Arc::new(Vault::new(
+        backends,
+        Arc::new(queue),
+        condemned,
+        store.clone(),
+        identity.clone(),
+        Box::new(news),
+    )))
 }
 
 fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {

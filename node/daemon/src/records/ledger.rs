@@ -119,6 +119,30 @@ impl Ledger {
         Ok(stored.and_then(|rest| SignedCredential::from_bytes(rest).ok()))
     }
 
+    /// The credentials of all origins that are known, alive or not.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub fn authors(&self) -> Result<Vec<SignedCredential>, LedgerError> {
+        let mut authors = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.table.scan(b"a/", after.as_deref(), PAGE_MAX as usize)?;
+            for (_, bytes) in &page {
+                let stored =
+                    bytes.split_first().filter(|(format, _)| **format == FORMAT).map(|(_, rest)| rest);
+                let credential = stored.and_then(|rest| SignedCredential::from_bytes(rest).ok());
+                authors.push(credential.ok_or_else(|| {
+                    LedgerError("an origin's credential is of an unknown format".to_owned())
+                })?);
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE_MAX as usize => after = Some(last.clone()),
+                _ => return Ok(authors),
+            }
+        }
+    }
+
     /// Remembers an origin's credential.
     ///
     /// # Errors

@@ -6,8 +6,8 @@
 //! marked stale. A zone whose owners know nothing of a key asks the next zone's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -30,7 +30,10 @@ use crate::discovery::Discovery;
 use crate::links::{AskError, Links};
 use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
 
+mod survey;
 mod sync;
+
+pub use survey::{Entry, SURVEY_RECORDS_MAX, Survey};
 
 /// Owners of a repository in one zone: a majority survives the loss of one.
 pub const OWNERS: usize = 3;
@@ -93,6 +96,8 @@ pub struct Records {
     /// Whether this process keeps all that it owns.
     settled: AtomicBool,
     revocations: Revocations,
+    /// Told of every record that this process keeps as an owner.
+    listener: OnceLock<Box<dyn Fn(&SignedRecord) + Send + Sync>>,
     /// One write at a time a key, so that this author never uses a version twice.
     writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -119,7 +124,15 @@ impl Records {
             archive,
             settled: AtomicBool::new(false),
             revocations,
+            listener: OnceLock::new(),
             writing: Mutex::default(),
+        }
+    }
+
+    /// Has `listener` told of every record that this process keeps as an owner, before it is acknowledged.
+    pub(crate) fn on_keep(&self, listener: impl Fn(&SignedRecord) + Send + Sync + 'static) {
+        if self.listener.set(Box::new(listener)).is_err() {
+            tracing::error!("two parts want to hear of records: only the first does");
         }
     }
 
@@ -306,7 +319,18 @@ impl Records {
             Request::PutRecord { record } if roles.contains(Role::Origin) && self.is_origin() => {
                 self.keep(&record)
             }
-            Request::PutRecord { .. } => return failed(Failure::Denied, "only origins exchange records"),
+            Request::Import { record } if roles.contains(Role::Origin) && self.is_origin() => {
+                if !may_push(&record.value().key.repository, namespaces) {
+                    return failed(
+                        Failure::Denied,
+                        "the credential does not allow pushes to this repository",
+                    );
+                }
+                self.import(record).await.map(|record| Answer::Record(Some(record)))
+            }
+            Request::Import { .. } | Request::PutRecord { .. } => {
+                return failed(Failure::Denied, "only origins exchange records");
+            }
             Request::GetRecord { key } => self.get_here(&key).await.map(Answer::Record),
             Request::ListRecords { repository, what, after, limit } => self
                 .ledger
@@ -329,7 +353,13 @@ impl Records {
             Request::GetCredential { peer } => {
                 self.ledger.author(&peer).map(Answer::Credential).map_err(RecordError::from)
             }
-            Request::Anchor { .. } | Request::Stat { .. } | Request::Renew => {
+            Request::Anchor { .. }
+            | Request::Stat { .. }
+            | Request::Renew
+            | Request::Collect { .. }
+            | Request::Retain { .. }
+            | Request::ReadyToMark
+            | Request::Replicated { .. } => {
                 return failed(Failure::Refused, "not about records");
             }
         };
@@ -367,10 +397,15 @@ impl Records {
         key: RecordKey,
         value: Option<RecordValue>,
     ) -> Result<SignedRecord, RecordError> {
+        self.exclusively(key.clone(), self.coordinate_alone(key, value)).await
+    }
+
+    /// Runs one thing at a time with a key, at this process.
+    async fn exclusively<T>(&self, key: RecordKey, work: impl Future<Output = T>) -> T {
         let lock = Arc::clone(self.writing.lock().entry(key.clone()).or_default());
         let result = {
             let _one_at_a_time = lock.lock().await;
-            self.coordinate_alone(key.clone(), value).await
+            work.await
         };
         let mut writing = self.writing.lock();
         // Two owners: the map and this call. Nobody waits any more.
@@ -396,13 +431,25 @@ impl Records {
         let counter = known.map_or(0, |record| record.value().version.counter).saturating_add(1);
         let version = RecordVersion { counter, written: wall_now(), author: self.identity.peer_id() };
         let record = Signed::sign(Record { key, version, value }, &self.identity.keypair);
+        self.spread(&record, &owners).await?;
+        self.make_durable(&record).await?;
+        Ok(record)
+    }
+
+    /// Has a majority of owners keep a record; gives the newest that any of them keeps.
+    async fn spread(&self, record: &SignedRecord, owners: &[Origin]) -> Result<SignedRecord, RecordError> {
+        let majority = owners.len() / 2 + 1;
         let request = Request::PutRecord { record: record.clone() };
+        let mut newest = record.clone();
         let mut puts: FuturesUnordered<_> =
             owners.iter().map(|owner| self.put_question(owner, &request)).collect();
         let mut kept = 0;
         while let Some(answer) = puts.next().await {
             match answer {
-                Ok(Answer::Record(_)) => kept += 1,
+                Ok(Answer::Record(known)) => {
+                    kept += 1;
+                    newest = newer(Some(newest), known).unwrap_or_else(|| record.clone());
+                }
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(key = %record.value().key, %error, "an owner does not keep a record")
@@ -413,16 +460,53 @@ impl Records {
             let why = format!("{kept} of {} owners kept the record, {majority} are needed", owners.len());
             return Err(RecordError::Unavailable(why));
         }
+        Ok(newest)
+    }
+
+    /// Puts a record that a majority keeps into the backend, and tells the mesh.
+    async fn make_durable(&self, record: &SignedRecord) -> Result<(), RecordError> {
         if let Some(archive) = &self.archive {
             // A majority keeps it, so it may come to be seen; but it is acknowledged when it is also where the
             // backend's mode says.
-            let kept = archive.keep(&record).await;
+            let kept = archive.keep(record).await;
             kept.map_err(|error| {
                 RecordError::Unavailable(format!("the record is not in the backend: {error}"))
             })?;
         }
-        self.announce(&record).await;
-        Ok(record)
+        self.announce(record).await;
+        Ok(())
+    }
+
+    /// A page of the names of repositories of which this process keeps records, and whether there are more.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub(crate) fn kept_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: u32,
+    ) -> Result<(Vec<RepositoryName>, bool), LedgerError> {
+        self.ledger.all_repositories(after, limit)
+    }
+
+    /// Calls `visit` with every record of a repository that this process keeps.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub(crate) fn each_kept(
+        &self,
+        repository: &RepositoryName,
+        mut visit: impl FnMut(&SignedRecord),
+    ) -> Result<(), LedgerError> {
+        let mut after = None;
+        loop {
+            let (records, more) = self.ledger.list(repository, &Listing::All, after.as_ref(), PAGE_MAX)?;
+            records.iter().for_each(&mut visit);
+            after = records.last().map(|record| record.value().key.kind.clone());
+            if !more || after.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// The newest record that this process knows; of an origin that has not read its backend yet, what is there.
@@ -587,16 +671,49 @@ impl Records {
                 .repositories(after.as_ref(), limit)
                 .map(|(names, more)| Answer::Repositories { names, more })
                 .map_err(RecordError::from),
+            Request::ListAllRepositories { after, limit } => self
+                .ledger
+                .all_repositories(after.as_ref(), limit)
+                .map(|(names, more)| Answer::Repositories { names, more })
+                .map_err(RecordError::from),
             _ => Ok(failed(Failure::Refused, "not about records")),
         };
         answer.map_err(|error| AskError::Unanswered { peer: owner.peer, why: error.to_string() })
     }
 
     fn keep(&self, record: &SignedRecord) -> Result<Answer, RecordError> {
-        Ok(match self.ledger.apply(record)? {
+        let applied = self.ledger.apply(record)?;
+        if applied == (Applied::Kept { fresh: true })
+            && let Some(listener) = self.listener.get()
+            && self.is_of_this_zone(record)
+        {
+            listener(record);
+        }
+        Ok(match applied {
             Applied::Kept { .. } => Answer::Record(Some(record.clone())),
             Applied::Superseded(newer) => Answer::Record(Some(*newer)),
         })
+    }
+
+    /// Whether an origin of this zone wrote a record, as far as is known. What another zone wrote is that zone's to copy.
+    fn is_of_this_zone(&self, record: &SignedRecord) -> bool {
+        let own = &self.identity.credential.value().zone;
+        let author = self.ledger.author(&record.value().version.author).ok().flatten();
+        author.is_none_or(|author| author.value().zone == *own)
+    }
+
+    /// As an owner: has a majority of this zone's owners, and the backend, keep a record of another zone as it is.
+    async fn import(&self, record: SignedRecord) -> Result<SignedRecord, RecordError> {
+        let key = record.value().key.clone();
+        self.exclusively(key, async {
+            let owners = self.zone_owners(&record.value().key.repository);
+            let newest = self.spread(&record, &owners).await?;
+            if newest.value().version == record.value().version {
+                self.make_durable(&record).await?;
+            }
+            Ok(newest)
+        })
+        .await
     }
 
     fn remember(&self, record: &SignedRecord) {
