@@ -272,7 +272,7 @@ fn digest_of(key: &RecordKey) -> Digest {
     }
 }
 
-/// What the backends of this origin hold, and what is on the way there.
+/// What the backends of this origin hold. What is on the way there is looked at when it has arrived.
 async fn held(vault: &Vault) -> Result<BTreeMap<Digest, u64>, String> {
     let mut held = BTreeMap::new();
     for member in vault.backends().all().iter().filter(|member| member.backend.is_writable()) {

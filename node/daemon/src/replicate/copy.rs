@@ -93,6 +93,12 @@ async fn look_through(node: &Node, repository: &RepositoryName, digest: Digest) 
             .map_err(|why| format!("the manifest {manifest} cannot be read: {why}"))?;
         image.manifests.push(manifest);
         blobs.extend(contents.blobs);
+        for layer in contents.elsewhere {
+            // It need not be here; if it is, it is part of the image.
+            if node.stat(layer, Some(repository)).await.is_ok() {
+                blobs.insert(layer);
+            }
+        }
         let referrers = referrers(node, repository, manifest).await?;
         todo.extend(contents.manifests.into_iter().chain(referrers).filter(|child| seen.insert(*child)));
         if seen.len() + blobs.len() > REACHED_MAX {

@@ -19,8 +19,9 @@ use crate::rpc::{PAGE_MAX, Request};
 const JOBS: usize = 3;
 /// How much longer than the owner before it an owner waits before it makes a copy itself.
 const TURN: Duration = Duration::from_secs(120);
-/// How often an owner whose turn it is not looks whether it is.
+/// How often an owner whose turn it is not looks whether it is, and how much less often for each job that waits.
 const LOOK: Duration = Duration::from_secs(2);
+const LOOK_EACH: Duration = Duration::from_millis(5);
 /// How long another owner may take to note that a copy is made.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Beginning of the keys under which it is remembered that what was there before a rule is queued.
@@ -36,7 +37,8 @@ pub(crate) async fn run(node: Node, replication: Arc<Replication>) {
             next = replication.queue.next() => next,
         };
         if !is_turn(&node, &replication, &job) {
-            replication.queue.put_off(&job, LOOK);
+            let waiting = u32::try_from(replication.queue.len()).unwrap_or(u32::MAX);
+            replication.queue.put_off(&job, LOOK + LOOK_EACH.saturating_mul(waiting));
             continue;
         }
         let (node, replication) = (node.clone(), Arc::clone(&replication));
