@@ -6,7 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-.PHONY: help check lint build test test-large demo bench
+.PHONY: help check lint build test test-large demo bench bench-hot
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ bench: ## a fleet in network namespaces pulls one blob at once, beside aria2 and
 	scripts/setup.sh bench
 	cargo build --locked --release -p shoal -p shoal-tests --bin shoal --bin shoal-bench
 	"$$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)"/release/shoal-bench $(BENCH)
+
+# HOT passes arguments to criterion, such as HOT="pick --quick".
+bench-hot: ## what is hot, by criterion: engine decisions, verification, codec, store writes
+	scripts/setup.sh build
+	cargo bench --locked -p shoal-engine -p shoal-types -p shoal-store --bench engine --bench pieces --bench writes -- $(HOT)
 
 demo: ## a mesh of processes on this machine, a push and two pulls, and who gave what
 	scripts/setup.sh demo

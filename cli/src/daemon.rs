@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use shoal_bootstrap::{Bootstrap, BootstrapConfig, DoorMemory};
 use shoal_daemon::clock::wall_now;
-use shoal_daemon::config::{Config, LogFormat};
+use shoal_daemon::config::{Config, DOCKER_HUB, LogFormat, UpstreamRule};
 use shoal_daemon::keys;
 use shoal_daemon::membership::CredentialFile;
 use shoal_daemon::node::Node;
 use shoal_gateway::auth::Guard;
-use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, NodeMesh, ServerTls, TlsFiles};
+use shoal_gateway::{Gateway, GatewayConfig, GatewayMetrics, Mirrors, NodeMesh, ServerTls, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -57,14 +57,16 @@ pub(crate) fn start_logging(config: &Config) -> anyhow::Result<()> {
 pub(crate) struct Serving {
     pub(crate) address: std::net::SocketAddr,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Serving {
     /// Takes no more connections and waits for the responses under way.
     pub(crate) async fn drain(self) {
         self.shutdown.cancel();
-        let _ = self.task.await;
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }
 
@@ -83,17 +85,37 @@ pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
     let metrics = GatewayMetrics::new(&mut node.registry().lock());
     let shutdown = CancellationToken::new();
     let mesh = if guard.is_some() { NodeMesh::confined(node.clone()) } else { NodeMesh::new(node.clone()) };
-    let mut gateway = Gateway::new(Arc::new(mesh), settings, metrics);
+    let mesh = Arc::new(mesh);
+    let make = |mirrors| {
+        let mut gateway = Gateway::new(mesh.clone(), settings.clone(), metrics.clone()).with_mirrors(mirrors);
+        if let Some(guard) = &guard {
+            gateway = gateway.with_access(guard.clone());
+        }
+        match &tls {
+            Some(tls) => gateway.with_tls(tls.clone()),
+            None => gateway,
+        }
+    };
+    let upstreams = node.config().upstreams();
+    let name = |rule: &UpstreamRule| (rule.host().to_owned(), rule.prefix().to_owned());
+    let mut serving = vec![(listener, make(Mirrors::new(upstreams.iter().map(name))))];
+    if let Some(address) = node.config().hub_mirror {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("hub-mirror: cannot listen on {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, "a mirror of Docker Hub listens");
+        serving.push((listener, make(Mirrors::of(DOCKER_HUB))));
+    }
     if let Some(guard) = guard {
-        tokio::spawn(guard.clone().follow(shutdown.clone()));
-        gateway = gateway.with_access(guard);
+        tokio::spawn(guard.follow(shutdown.clone()));
     }
     if let Some(tls) = tls {
-        tokio::spawn(tls.clone().follow(shutdown.clone()));
-        gateway = gateway.with_tls(tls);
+        tokio::spawn(tls.follow(shutdown.clone()));
     }
-    let task = tokio::spawn(shoal_gateway::serve(listener, Arc::new(gateway), shutdown.clone()));
-    Ok(Serving { address, shutdown, task })
+    let serve = |(listener, gateway)| {
+        tokio::spawn(shoal_gateway::serve(listener, Arc::new(gateway), shutdown.clone()))
+    };
+    let tasks = serving.into_iter().map(serve).collect();
+    Ok(Serving { address, shutdown, tasks })
 }
 
 /// Who may do what at the registry API, and its TLS, as configured.

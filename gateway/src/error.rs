@@ -198,6 +198,7 @@ impl ApiError {
         match error {
             PullError::NotFound => unknown,
             PullError::RepositoryUnknown => Self::repository_unknown(),
+            PullError::Denied(reason) => Self::new(StatusCode::FORBIDDEN, Code::Denied, reason),
             PullError::Unavailable { retry_after } => {
                 Self::unavailable(retry_after, "those who may have it cannot be reached")
             }

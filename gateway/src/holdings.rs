@@ -127,7 +127,7 @@ impl Holdings {
     }
 
     async fn read_one(&self, node: &Node, repository: &RepositoryName, digest: Digest) -> Result<(), Unsure> {
-        match node.read_manifest_bytes(digest).await {
+        match node.read_manifest_of(repository, digest).await {
             Ok(bytes) => {
                 self.note_manifest(repository, digest, &bytes);
                 Ok(())

@@ -16,6 +16,7 @@ mod manifest;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod metrics;
+mod mirror;
 mod node_mesh;
 pub mod port;
 mod range;
@@ -28,6 +29,7 @@ mod tls;
 
 pub use config::GatewayConfig;
 pub use metrics::GatewayMetrics;
+pub use mirror::Mirrors;
 pub use node_mesh::NodeMesh;
 pub use server::{Gateway, serve};
 pub use tls::{ServerTls, TlsError, TlsFiles};

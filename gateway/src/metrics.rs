@@ -39,6 +39,8 @@ pub struct GatewayMetrics {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) broken: Counter,
+    /// Answers marked stale.
+    pub(crate) stale: Counter,
     rejected: Family<ReasonLabels, Counter>,
     first_byte: Family<RouteLabels, Histogram, fn() -> Histogram>,
 }
@@ -58,6 +60,11 @@ impl GatewayMetrics {
         registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, own.bytes_in.clone());
         registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, own.bytes_out.clone());
         registry.register("responses_broken", "Responses broken off in mid-stream", own.broken.clone());
+        registry.register(
+            "stale",
+            "Manifests answered with the newest known, their owners or registry being out of reach",
+            own.stale.clone(),
+        );
         registry.register("rejected", "Connections and requests turned away", own.rejected.clone());
         registry.register_with_unit(
             "first_byte",
@@ -98,6 +105,7 @@ impl Default for GatewayMetrics {
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
             broken: Counter::default(),
+            stale: Counter::default(),
             rejected: Family::default(),
             first_byte: Family::new_with_constructor(histogram),
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use shoal_daemon::node::{
-    AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError,
+    AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError, UploadName,
 };
 use shoal_daemon::records::service::RecordError;
 use shoal_daemon::rpc::{Listing, PAGE_MAX};
@@ -71,6 +71,11 @@ impl NodeMesh {
         }
     }
 
+    /// Whether a blob was deleted from a repository. From one of another registry nothing is, only its cached bytes.
+    async fn is_deleted(&self, repository: &RepositoryName, digest: Digest) -> bool {
+        !self.0.is_mirrored(repository) && self.0.is_blob_deleted(repository, digest).await
+    }
+
     async fn has(&self, repository: &RepositoryName, digest: Digest) -> bool {
         self.0.stat(digest, Some(repository)).await.is_ok()
     }
@@ -81,7 +86,7 @@ impl Mesh for NodeMesh {
     async fn stat_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64, PullError> {
         self.check_held(repository, digest).await?;
         let (deleted, size) =
-            tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
+            tokio::join!(self.is_deleted(repository, *digest), self.0.stat(*digest, Some(repository)));
         if deleted {
             return Err(PullError::NotFound);
         }
@@ -99,8 +104,10 @@ impl Mesh for NodeMesh {
         range: Option<Range<u64>>,
     ) -> Result<BlobRead, PullError> {
         self.check_held(repository, digest).await?;
-        let (deleted, opened) =
-            tokio::join!(self.0.is_blob_deleted(repository, *digest), self.0.open(*digest, range));
+        let (deleted, opened) = tokio::join!(
+            self.is_deleted(repository, *digest),
+            self.0.open_of(Some(repository), *digest, range)
+        );
         if deleted {
             return Err(PullError::NotFound);
         }
@@ -124,13 +131,14 @@ impl Mesh for NodeMesh {
             BeginError::NoSpace(_) => PushError::NoSpace,
             BeginError::Store(why) => PushError::Internal(why),
         })?;
-        id.to_string()
+        let name = self.0.upload_name(id);
+        name.to_string()
             .parse()
             .map_err(|_| PushError::Internal("an upload id of the store is none here".to_owned()))
     }
 
     async fn upload_offset(&self, repository: &RepositoryName, upload: &UploadId) -> Result<u64, PushError> {
-        self.0.upload_offset(repository, stored(upload)?).await.ok_or(PushError::UploadUnknown)
+        self.0.offset_of(repository, named(upload)?).await.map_err(append_error)
     }
 
     async fn append_upload(
@@ -140,15 +148,7 @@ impl Mesh for NodeMesh {
         offset: Option<u64>,
         body: ByteStream,
     ) -> Result<u64, PushError> {
-        self.0.append_upload(repository, stored(upload)?, offset, body).await.map_err(|error| match error {
-            AppendError::Unknown => PushError::UploadUnknown,
-            AppendError::Busy => PushError::UploadBusy,
-            AppendError::Offset { expected } => PushError::OffsetMismatch { expected },
-            AppendError::Body(error) => PushError::Interrupted(error),
-            AppendError::NoSpace(_) => PushError::NoSpace,
-            AppendError::TooLarge(_) => PushError::TooLarge { limit: BLOB_BYTES_MAX },
-            AppendError::Store(why) => PushError::Internal(why),
-        })
+        self.0.append_to(repository, named(upload)?, offset, body).await.map_err(append_error)
     }
 
     async fn finish_upload(
@@ -157,12 +157,12 @@ impl Mesh for NodeMesh {
         upload: &UploadId,
         digest: &Digest,
     ) -> Result<(), PushError> {
-        self.0.finish_upload(repository, stored(upload)?, *digest).await.map_err(push_error)?;
+        self.0.finish_at(repository, named(upload)?, *digest).await.map_err(push_error)?;
         self.link(repository, digest).await
     }
 
     async fn cancel_upload(&self, repository: &RepositoryName, upload: &UploadId) -> Result<(), PushError> {
-        if self.0.cancel_upload(repository, stored(upload)?).await {
+        if self.0.cancel_at(repository, named(upload)?).await.map_err(append_error)? {
             Ok(())
         } else {
             Err(PushError::UploadUnknown)
@@ -212,7 +212,7 @@ impl Mesh for NodeMesh {
         let resolved =
             self.0.resolve(repository, &Reference::Digest(*digest)).await.map_err(manifest_error)?;
         self.check_recorded(repository, &resolved)?;
-        let bytes = self.0.read_manifest_bytes(*digest).await.map_err(manifest_error)?;
+        let bytes = self.0.read_manifest_of(repository, *digest).await.map_err(manifest_error)?;
         if let Some(holdings) = &self.1 {
             holdings.note_manifest(repository, *digest, &bytes);
         }
@@ -324,8 +324,24 @@ impl NodeMesh {
     }
 }
 
-fn stored(upload: &UploadId) -> Result<shoal_store::UploadId, PushError> {
+fn named(upload: &UploadId) -> Result<UploadName, PushError> {
     upload.as_str().parse().map_err(|_| PushError::UploadUnknown)
+}
+
+fn append_error(error: AppendError) -> PushError {
+    match error {
+        AppendError::Unknown => PushError::UploadUnknown,
+        AppendError::Busy => PushError::UploadBusy,
+        AppendError::Offset { expected } => PushError::OffsetMismatch { expected },
+        AppendError::Body(error) => PushError::Interrupted(error),
+        AppendError::NoSpace(_) => PushError::NoSpace,
+        AppendError::TooLarge(_) => PushError::TooLarge { limit: BLOB_BYTES_MAX },
+        AppendError::Away(why) => {
+            tracing::warn!(why, "an upload that began at another gateway cannot go on");
+            PushError::Unavailable { retry_after: RETRY_AFTER }
+        }
+        AppendError::Store(why) => PushError::Internal(why),
+    }
 }
 
 fn info(resolved: Resolved) -> ManifestInfo {
@@ -346,6 +362,7 @@ fn pull_error(error: OpenError) -> PullError {
 fn manifest_error(error: ManifestError) -> PullError {
     match error {
         ManifestError::NotFound => PullError::NotFound,
+        ManifestError::Denied(why) => PullError::Denied(why),
         ManifestError::Unavailable(_) => PullError::Unavailable { retry_after: RETRY_AFTER },
         ManifestError::Store(why) => PullError::Internal(why),
     }

@@ -106,7 +106,8 @@ pub struct ManifestInfo {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
-    /// No owner of the repository could be asked: this is the newest that was known here.
+    /// No owner of the repository could be asked, or not the registry that it is pulled through from: this is the newest
+    /// that was known.
     pub stale: bool,
 }
 
@@ -131,6 +132,9 @@ pub enum PullError {
     /// There is no such repository. Answered with 404.
     #[error("the repository is unknown")]
     RepositoryUnknown,
+    /// The registry that it is pulled through from refuses this mesh. Answered with 403.
+    #[error("denied: {0}")]
+    Denied(String),
     /// Those who may have it cannot be reached. Answered with 503; trying again may help.
     #[error("the mesh cannot answer now")]
     Unavailable {

@@ -43,6 +43,18 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The same of a repository whose name begins with `prefix`.
+    pub(crate) fn below(self, prefix: &str) -> Result<Self, ApiError> {
+        let below = |name: &RepositoryName| repository(&[prefix, name.as_str()]);
+        Ok(match self {
+            Self::Blob(name, digest) => Self::Blob(below(&name)?, digest),
+            Self::Manifest(name, reference) => Self::Manifest(below(&name)?, reference),
+            other => other,
+        })
+    }
+}
+
 /// Parses a path. Names have slashes, so it is read from its end.
 pub(crate) fn parse(path: &str) -> Result<Target, ApiError> {
     let no_route = || ApiError::new(StatusCode::NOT_FOUND, Code::Unsupported, "no such endpoint");
@@ -84,8 +96,8 @@ fn repository(parts: &[&str]) -> Result<RepositoryName, ApiError> {
     parts.join("/").parse().map_err(|error| ApiError::bad_request(Code::NameInvalid, format!("{error}")))
 }
 
-/// A request's query. Keys that no endpoint knows are ignored; among them `ns`, by which containerd tells a mirror
-/// which registry it stands in for: this gateway's names are its own.
+/// A request's query. Keys that no endpoint knows are ignored. `ns`, by which containerd tells a mirror which registry it
+/// stands in for, is `mirror`'s.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Query(Vec<(String, String)>);
 

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{AccessController, AllowAll, Connection};
 use crate::config::GatewayConfig;
 use crate::metrics::GatewayMetrics;
+use crate::mirror::Mirrors;
 use crate::port::Mesh;
 use crate::service;
 use crate::socket::{Greeting, PatientStream, refuse, speaks_tls};
@@ -36,6 +37,7 @@ pub struct Gateway {
     pub(crate) metrics: GatewayMetrics,
     pub(crate) access: Arc<dyn AccessController>,
     pub(crate) requests: Arc<Semaphore>,
+    pub(crate) mirrors: Mirrors,
     tls: Option<Arc<ServerTls>>,
 }
 
@@ -43,13 +45,20 @@ impl Gateway {
     /// A gateway to `mesh` that lets everybody do everything.
     pub fn new(mesh: Arc<dyn Mesh>, config: GatewayConfig, metrics: GatewayMetrics) -> Self {
         let requests = Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS)));
-        Self { mesh, config, metrics, access: Arc::new(AllowAll), requests, tls: None }
+        let mirrors = Mirrors::default();
+        Self { mesh, config, metrics, access: Arc::new(AllowAll), requests, mirrors, tls: None }
     }
 
     /// The same with another say in who may do what.
     #[must_use]
     pub fn with_access(self, access: Arc<dyn AccessController>) -> Self {
         Self { access, ..self }
+    }
+
+    /// The same as a mirror of other registries.
+    #[must_use]
+    pub fn with_mirrors(self, mirrors: Mirrors) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// The same over TLS.

@@ -74,9 +74,10 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let method = head.method.clone();
     let span = tracing::info_span!("request", id = request_id, method = %method, path = head.uri.path());
+    let query = Query::parse(head.uri.query());
     let target = parse(head.uri.path());
     let route = target.as_ref().map_or(ROUTE_NONE, Target::route);
-    let query = Query::parse(head.uri.query());
+    let target = target.and_then(|target| gateway.mirrors.target(target, &method, &query));
     let mut call = Call {
         gateway: gateway.clone(),
         method: method.clone(),

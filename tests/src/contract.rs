@@ -16,6 +16,10 @@ pub mod metric {
     pub const RECEIVED_BYTES: &str = "shoal_received_bytes_total";
     /// The label of [`RECEIVED_BYTES`] and its value for the process's own backend.
     pub const FROM_BACKEND: (&str, &str) = ("source", "backend");
+    /// Manifests that were answered with the newest known; the answers have the header [`STALE`].
+    pub const STALE_ANSWERS: &str = "gateway_stale_total";
+    /// What marks such an answer, with the value `true`.
+    pub const STALE: &str = "shoal-stale";
     /// What waits to be written to an origin's backends.
     pub const QUEUE: &str = "shoal_backend_queue";
     /// Traffic of an origin's backends; label [`BACKEND_READ`] or another count.

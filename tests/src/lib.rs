@@ -7,6 +7,7 @@ pub mod clients;
 pub mod contract;
 pub mod http;
 pub mod image;
+pub mod linear;
 pub mod mesh;
 pub mod metrics;
 pub mod ports;

@@ -21,12 +21,20 @@ pub struct Registry {
     pub addr: SocketAddr,
     /// The repository's name.
     pub repository: String,
+    /// The registry that what is pulled is of, as containerd tells a mirror.
+    pub namespace: Option<String>,
 }
 
 impl Registry {
     /// Names a repository.
     pub fn new(addr: SocketAddr, repository: &str) -> Self {
-        Self { addr, repository: repository.to_owned() }
+        Self { addr, repository: repository.to_owned(), namespace: None }
+    }
+
+    /// The same repository of the registry `host`, for which the gateway stands in.
+    #[must_use]
+    pub fn of(self, host: &str) -> Self {
+        Self { namespace: Some(host.to_owned()), ..self }
     }
 
     /// The reference a container client is given.
@@ -36,6 +44,11 @@ impl Registry {
 
     fn path(&self, rest: &str) -> String {
         format!("/v2/{}/{rest}", self.repository)
+    }
+
+    fn path_to_pull(&self, rest: &str) -> String {
+        let namespace = self.namespace.as_ref().map(|host| format!("?ns={host}")).unwrap_or_default();
+        self.path(rest) + &namespace
     }
 
     /// Uploads under a digest that may be wrong, with POST then PUT (distribution specification, "Pushing a blob
@@ -111,7 +124,7 @@ impl Registry {
     /// # Errors
     /// When there is no answer.
     pub async fn blob(&self, digest: &str) -> Result<Answer> {
-        get(self.addr, &self.path(&format!("blobs/{digest}"))).await
+        get(self.addr, &self.path_to_pull(&format!("blobs/{digest}"))).await
     }
 
     /// GETs a manifest, whatever the answer.
@@ -121,7 +134,7 @@ impl Registry {
     pub async fn manifest(&self, reference: &str) -> Result<Answer> {
         let request = Request::builder()
             .method(Method::GET)
-            .uri(self.path(&format!("manifests/{reference}")))
+            .uri(self.path_to_pull(&format!("manifests/{reference}")))
             .header(ACCEPT, [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", "))
             .body(full(Bytes::new()))?;
         send(self.addr, request).await

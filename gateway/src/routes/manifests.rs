@@ -41,10 +41,10 @@ pub(super) async fn get(call: &Call, repository: &RepositoryName, reference: &st
     let info = mesh.resolve(repository, &parsed).await.map_err(failed)?;
     let content = content(&info, immutable);
     if let Some(response) = content.not_modified(call) {
-        return Ok(with_stale(response, &info));
+        return Ok(with_stale(call, response, &info));
     }
     if call.method == Method::HEAD {
-        return Ok(with_stale(content.head(info.size), &info));
+        return Ok(with_stale(call, content.head(info.size), &info));
     }
     let (_, bytes) = mesh.read_manifest(repository, &info.digest).await.map_err(failed)?;
     serve(call, &content, &info, bytes)
@@ -56,7 +56,7 @@ fn content(info: &ManifestInfo, immutable: bool) -> Content {
 
 fn serve(call: &Call, content: &Content, info: &ManifestInfo, bytes: Bytes) -> Answer {
     if let Some(response) = content.not_modified(call) {
-        return Ok(with_stale(response, info));
+        return Ok(with_stale(call, response, info));
     }
     let size = bytes.len() as u64;
     let cut = |bytes: &Bytes, range: std::ops::Range<u64>| {
@@ -76,11 +76,12 @@ fn serve(call: &Call, content: &Content, info: &ManifestInfo, bytes: Bytes) -> A
             response
         }
     };
-    Ok(with_stale(response, info))
+    Ok(with_stale(call, response, info))
 }
 
-fn with_stale(mut response: Response<Payload>, info: &ManifestInfo) -> Response<Payload> {
+fn with_stale(call: &Call, mut response: Response<Payload>, info: &ManifestInfo) -> Response<Payload> {
     if info.stale {
+        call.gateway.metrics.stale.inc();
         response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
     }
     response

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use shoal_engine::message::PeerHint;
 use shoal_origin::BackendError;
+use shoal_store::UploadId;
 use shoal_types::{PeerId, Role};
 use tokio::sync::mpsc;
 
@@ -43,7 +44,23 @@ impl Node {
         };
         let credential = credential.value();
         match request {
-            Request::Stat { digest, .. } => Answer::Stat(self.stat_here(digest).await),
+            Request::Stat { digest, repository } => {
+                Answer::Stat(self.stat_here(digest, repository.as_ref()).await)
+            }
+            request @ (Request::ResolveUpstream { .. } | Request::FetchUpstream { .. }) => {
+                self.answer_upstream(request).await
+            }
+            Request::Upload { id, repository, step } => {
+                if !credential.roles.contains(Role::Gateway) {
+                    return failed(Failure::Denied, "only gateways pass uploads on".to_owned());
+                }
+                if !may_push(&repository, &credential.namespaces) {
+                    let why = format!("the credential does not allow pushes to {repository}");
+                    return failed(Failure::Denied, why);
+                }
+                let id = UploadId::from_bytes(id.into());
+                Answer::Upload(self.do_step(&repository, id, step).await)
+            }
             Request::Anchor { metainfo, repository } => {
                 if !credential.roles.contains(Role::Gateway) && !credential.roles.contains(Role::Origin) {
                     return failed(Failure::Denied, "only gateways and origins may push".to_owned());
@@ -61,7 +78,11 @@ impl Node {
                     self.directory().get(&peer).map(|member| member.endpoints).unwrap_or_default();
                 let pusher = PeerHint { peer, zone: credential.zone.clone(), endpoints, complete: true };
                 match vault.anchor(*metainfo, repository.as_ref(), Some(pusher), self.driver()).await {
-                    Ok(vouched) => Answer::Anchored(Box::new(vouched)),
+                    Ok(vouched) => {
+                        // It is the mesh's own from now on.
+                        self.upstreams().forget_cached(vouched.value().digest()).await;
+                        Answer::Anchored(Box::new(vouched))
+                    }
                     Err(error) => anchor_failed(&error),
                 }
             }
@@ -118,6 +139,6 @@ pub(crate) fn is_no_space(why: &str) -> bool {
     why.to_lowercase().contains("no space")
 }
 
-fn failed(kind: Failure, message: String) -> Answer {
+pub(crate) fn failed(kind: Failure, message: String) -> Answer {
     Answer::Failed { kind, message }
 }

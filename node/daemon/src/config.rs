@@ -11,7 +11,11 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+pub use shoal_origin::UpstreamRule;
 use shoal_types::{Endpoint, Zone};
+
+/// Docker Hub's name in references.
+pub const DOCKER_HUB: &str = "docker.io";
 
 /// How a setting is written on a command line and in the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +136,15 @@ settings! {
     /// `[[replicate]]` tables with `match`, a regular expression of whole repository names, and `to`, a list of zones. Set
     /// the same at all origins of a zone.
     replicate("replicate", List, "PATTERN=ZONE[+ZONE]"): Vec<crate::replicate::Rule> = vec![];
+    /// Registries whose images are pulled through: their names, as in `docker.io`, and for origins where to ask them and
+    /// how, if it is not at their names, as in `docker.io=registry://registry-1.docker.io?docker-config=FILE`
+    /// (docs/STORAGE.md). Origins fetch from them; gateways are mirrors of them for clients that say so with `?ns=`.
+    #[serde(deserialize_with = "one_or_many")]
+    upstream("upstream", List, "HOST[=URL]"): Vec<String> = vec![];
+    /// Where a gateway also listens as a mirror of Docker Hub, for dockerd's `registry-mirrors`; `upstream` must have
+    /// `docker.io`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hub_mirror("hub-mirror", Text, "HOST:PORT"): Option<SocketAddr> = None;
     /// Number of origins that must have a pushed blob or tag on stable storage before the push is acknowledged.
     replicas("replicas", Number, "N"): usize = 1;
     /// Most bytes of blobs kept on disk; without it, what the file system has.
@@ -314,6 +327,14 @@ impl Config {
                 return Err(ConfigError::Value(format!("backend: {error}")));
             }
         }
+        for upstream in &self.upstream {
+            if let Err(error) = upstream.parse::<UpstreamRule>() {
+                return Err(ConfigError::Value(format!("upstream: {error}")));
+            }
+        }
+        if self.hub_mirror.is_some() && !self.upstreams().iter().any(|rule| rule.host() == DOCKER_HUB) {
+            return conflict("hub-mirror is set, but upstream has no docker.io: add it");
+        }
         if self.buffer_memory.as_u64() < 16 << 20 {
             return conflict("buffer-memory must be at least 16MiB: four pieces of the largest size");
         }
@@ -334,6 +355,11 @@ impl Config {
             return conflict("connections-max must be at least 8");
         }
         Ok(())
+    }
+
+    /// The registries that are pulled through. Those that do not parse are left out; [`Config::load`] refuses them.
+    pub fn upstreams(&self) -> Vec<UpstreamRule> {
+        self.upstream.iter().filter_map(|text| text.parse().ok()).collect()
     }
 
     /// The settings' reference as Markdown: `docs/CONFIGURATION.md`.
@@ -460,6 +486,8 @@ mod tests {
         assert!(origin("\"s3://b?path-stile=true\"").contains("path-style"));
         assert!(origin("[\"a=fs:/x\", \"ftp:/x\"]").contains("ftp"));
         assert!(origin("7").contains("a text or a list"));
+        assert!(line(load("upstream = \"s3://x\"", &[], &[])).contains("upstream"));
+        assert!(line(load("hub-mirror = \"127.0.0.1:1\"", &[], &[])).contains("docker.io"));
     }
 
     #[test]

@@ -240,6 +240,13 @@ pub fn read_identity(dir: &Path, mesh_pub: &Path, now: WallTime) -> Result<Ident
     Ok(Identity { keypair, credential, mesh })
 }
 
+/// 16 bytes of the operating system's randomness: an id that nobody guesses.
+pub(crate) fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    id.copy_from_slice(&random_secret()[..16]);
+    id
+}
+
 /// 32 bytes of the operating system's randomness.
 pub fn random_secret() -> [u8; 32] {
     let mut secret = [0; 32];

@@ -4,6 +4,7 @@ mod blobs;
 mod images;
 mod start;
 mod uploads;
+mod upstream;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 pub use blobs::{OpenError, StatError};
 pub use images::{ManifestError, Resolved};
 pub use start::StartError;
-pub use uploads::{AppendError, BeginError, FinishError};
+pub use uploads::{AppendError, BeginError, FinishError, UploadName, UploadNameParseError};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -33,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::pulls::Pulls;
 use crate::records::service::Records;
 use crate::replicate::Replication;
+use crate::upstream::Upstreams;
 use crate::vault::Vault;
 
 /// A running node. Cheap to clone; clones are the same node.
@@ -58,6 +60,7 @@ struct Inner {
     records: Arc<Records>,
     vault: Option<Arc<Vault>>,
     replication: Option<Arc<Replication>>,
+    upstreams: Upstreams,
     pulls: Arc<Pulls>,
     metrics: Arc<Metrics>,
     registry: Mutex<Registry>,
@@ -149,6 +152,11 @@ impl Node {
     /// What it copies to other zones, if it is an origin.
     pub fn replication(&self) -> Option<&Arc<Replication>> {
         self.0.replication.as_ref()
+    }
+
+    /// What is known of the registries that are pulled through.
+    pub(crate) fn upstreams(&self) -> &Upstreams {
+        &self.0.upstreams
     }
 
     /// Where the bytes of recent blobs came from.

@@ -85,6 +85,9 @@ impl Node {
             let store = self.store().clone();
             blocking(move || store.set_anchored(&digest, true)).await.map_err(KeepError::Store)?;
         }
+        if result.is_ok() {
+            self.upstreams().forget_cached(digest).await;
+        }
         match &result {
             Ok(()) => self.metrics().pushes.inc(),
             Err(_) => self.metrics().push_failures.inc(),

@@ -3,6 +3,7 @@
 //! CBOR, like every control message. A body is decoded from a slice whose length the data plane has bounded;
 //! answers repeat nothing of a question.
 
+use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::record::SignedRecord;
 use shoal_types::{
     Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName,
@@ -116,6 +117,45 @@ pub enum Request {
         #[n(0)]
         peer: PeerId,
     },
+    /// "What does the registry that this repository is pulled through from name by this tag or digest?" Asked of an owner
+    /// of the repository; it asks the registry unless it has just done so.
+    #[n(11)]
+    ResolveUpstream {
+        /// The tag or manifest.
+        #[n(0)]
+        key: RecordKey,
+    },
+    /// "Have this blob of a repository that is pulled through." Asked of an owner of the blob, again and again while it is
+    /// under way.
+    #[n(12)]
+    FetchUpstream {
+        /// The blob.
+        #[n(0)]
+        digest: Digest,
+        /// The repository it is of.
+        #[n(1)]
+        repository: RepositoryName,
+        /// It is a manifest: registries keep the two apart.
+        #[n(2)]
+        manifest: bool,
+        /// Only say whether it is here.
+        #[n(3)]
+        look: bool,
+    },
+    /// "Do this with an upload that began at you." Asked by a gateway of another one, for a client whose requests a load
+    /// balancer spreads.
+    #[n(13)]
+    Upload {
+        /// The upload.
+        #[n(0)]
+        id: ByteArray<16>,
+        /// The repository it is to.
+        #[n(1)]
+        repository: RepositoryName,
+        /// What to do.
+        #[n(2)]
+        step: UploadStep,
+    },
     /// "Delete what no tag reaches." Asked of an origin by another, on behalf of whoever runs both.
     #[n(16)]
     Collect {
@@ -153,6 +193,104 @@ pub enum Request {
     },
 }
 
+/// What is done with an upload. Each may be asked twice.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum UploadStep {
+    /// Say where it stands.
+    #[n(0)]
+    Status,
+    /// Add bytes.
+    #[n(1)]
+    Append {
+        /// Where they begin.
+        #[n(0)]
+        offset: u64,
+        /// The bytes.
+        #[n(1)]
+        bytes: ByteVec,
+    },
+    /// Make it a blob.
+    #[n(2)]
+    Finish {
+        /// The blob.
+        #[n(0)]
+        digest: Digest,
+    },
+    /// Throw it away.
+    #[n(3)]
+    Cancel,
+}
+
+/// What became of an upload.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum UploadState {
+    /// It stands at so many bytes.
+    #[n(0)]
+    At {
+        /// Bytes.
+        #[n(0)]
+        offset: u64,
+    },
+    /// It is a blob now, or thrown away.
+    #[n(1)]
+    Done,
+    /// There is none.
+    #[n(2)]
+    Unknown,
+    /// Another request is writing to it.
+    #[n(3)]
+    Busy,
+    /// The bytes begin elsewhere than where it stands.
+    #[n(4)]
+    Elsewhere {
+        /// Where the next byte belongs.
+        #[n(0)]
+        expected: u64,
+    },
+    /// Its bytes have another digest; it is gone.
+    #[n(5)]
+    Digest {
+        /// The one they have.
+        #[n(0)]
+        got: Digest,
+    },
+    /// No room on a disk.
+    #[n(6)]
+    NoSpace {
+        /// What happened.
+        #[n(0)]
+        why: String,
+    },
+    /// It is over the largest blob.
+    #[n(7)]
+    TooLarge {
+        /// What happened.
+        #[n(0)]
+        why: String,
+    },
+    /// Too few origins have it: finish again.
+    #[n(8)]
+    Unsafe {
+        /// What happened.
+        #[n(0)]
+        why: String,
+    },
+    /// The process may not push there.
+    #[n(9)]
+    Denied {
+        /// What happened.
+        #[n(0)]
+        why: String,
+    },
+    /// Its store failed.
+    #[n(10)]
+    Failed {
+        /// What happened.
+        #[n(0)]
+        why: String,
+    },
+}
+
 /// Which records of a repository are listed.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 pub enum Listing {
@@ -182,6 +320,20 @@ pub enum Found {
     /// It does not have the blob, and its backend does not answer.
     #[n(2)]
     Unsure,
+}
+
+/// How far a blob of an upstream registry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub enum Fetched {
+    /// All of its bytes, so many, can be had from this process or another origin.
+    #[n(0)]
+    Here(#[n(0)] u64),
+    /// It is being fetched: ask again.
+    #[n(1)]
+    Underway,
+    /// The registry does not have it.
+    #[n(2)]
+    Absent,
 }
 
 /// An answer.
@@ -220,6 +372,22 @@ pub enum Answer {
     /// To `Renew`: the next credential; to `GetCredential`: the author's, if it is known.
     #[n(6)]
     Credential(#[n(0)] Option<SignedCredential>),
+    /// To `ResolveUpstream`.
+    #[n(7)]
+    Upstream {
+        /// The manifest; `None`: the registry has none.
+        #[n(0)]
+        value: Option<RecordValue>,
+        /// The registry does not answer now; this is what it said last.
+        #[n(1)]
+        stale: bool,
+    },
+    /// To `FetchUpstream`.
+    #[n(8)]
+    Fetched(#[n(0)] Fetched),
+    /// To `Upload`.
+    #[n(9)]
+    Upload(#[n(0)] UploadState),
     /// To `Collect`.
     #[n(11)]
     Collected(#[n(0)] Box<crate::gc::Report>),
@@ -298,13 +466,30 @@ mod tests {
             },
             Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
             Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
-            Request::PeekRecord { key: RecordKey { repository, kind: RecordKind::Blob(digest) } },
+            Request::PeekRecord {
+                key: RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) },
+            },
+            Request::ResolveUpstream {
+                key: RecordKey { repository: repository.clone(), kind: RecordKind::Manifest(digest) },
+            },
+            Request::FetchUpstream { digest, repository: repository.clone(), manifest: true, look: false },
+            Request::Upload {
+                id: [7; 16].into(),
+                repository,
+                step: UploadStep::Append { offset: 3, bytes: vec![1, 2].into() },
+            },
         ];
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
-        let answer = Answer::Failed { kind: Failure::NoSpace, message: "full".into() };
-        assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
+        for answer in [
+            Answer::Failed { kind: Failure::NoSpace, message: "full".into() },
+            Answer::Upstream { value: None, stale: true },
+            Answer::Fetched(Fetched::Here(7)),
+            Answer::Upload(UploadState::Digest { got: digest }),
+        ] {
+            assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
+        }
     }
 
     proptest! {

@@ -72,6 +72,7 @@ pub(crate) async fn follow_removals(
             node.metrics().evicted.inc();
         }
         tracing::debug!(%digest, ?reason, "a blob left the store");
+        node.upstreams().forget_cached(digest).await;
         node.control().unprovide(digest).await;
         node.driver().tell(Input::BlobRemoved { digest }).await;
     }
@@ -202,6 +203,10 @@ async fn restore_all(node: &Node) {
 async fn restore(node: &Node, digest: Digest) {
     let store = node.store().clone();
     let Ok(Some(entry)) = blocking(move || store.lookup(&digest)).await else { return };
+    // Somebody else's image: whoever needs it fetches it anew.
+    if node.upstreams().is_cached(digest).await {
+        return;
+    }
     let local = node.peer_id();
     for owner in node.discovery().blob_owners(&digest).iter().take(node.config().replicas) {
         if owner.peer == local {

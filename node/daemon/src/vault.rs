@@ -20,6 +20,7 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 use crate::clock::wall_now;
 use crate::driver::{DriverHandle, blocking};
 use crate::gc::condemned::Condemned;
+use crate::locks::KeyedLocks;
 use crate::queue::{Item, SharedQueue};
 
 /// Bytes read from a backend at a time while a metainfo is made anew: a piece of the largest size.
@@ -60,7 +61,7 @@ pub struct Vault {
     store: Store,
     identity: Identity,
     /// One anchoring at a time a blob: the second asker waits and finds it done.
-    busy: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    busy: KeyedLocks<Digest>,
     /// Who has blobs that are being read, so that not every piece asks all backends.
     holders: Mutex<BTreeMap<Digest, Member>>,
     /// What nothing reaches, and since when.
@@ -89,7 +90,7 @@ impl Vault {
         identity: Identity,
         news: Box<dyn Fn(GossipMessage) + Send + Sync>,
     ) -> Self {
-        let (busy, holders) = (Mutex::default(), Mutex::default());
+        let (busy, holders) = (KeyedLocks::default(), Mutex::default());
         let queued = queue.blobs().into_iter().map(|digest| (digest, store.pin(&digest))).collect();
         let (sweeping, collecting) = (RwLock::default(), tokio::sync::Mutex::default());
         let queued = Mutex::new(queued);
@@ -157,12 +158,22 @@ impl Vault {
         matches!(self.find(digest).await, Ok(Some(_)))
     }
 
-    /// Size of a blob in the backend, `None` when it has none.
+    /// Size of a blob in the backends, `None` when they have none. A source of other people's images is only asked for
+    /// a blob of its own repositories.
     ///
     /// # Errors
-    /// [`BackendError`]: it does not answer.
-    pub async fn stat(&self, digest: &Digest) -> Result<Option<u64>, BackendError> {
-        Ok(self.find(digest).await?.map(|(_, size)| size))
+    /// [`BackendError`]: one does not answer.
+    pub async fn stat(
+        &self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Result<Option<u64>, BackendError> {
+        Ok(self.backends.find(digest, repository).await?.map(|found| found.size))
+    }
+
+    /// The source that the images of `repository` are pulled through from, if it is such a repository.
+    pub fn source(&self, repository: &RepositoryName) -> Option<&Member> {
+        self.backends.of(repository).filter(|member| !member.backend.is_writable())
     }
 
     /// What the backend has of a blob the store does not have.
@@ -294,17 +305,7 @@ impl Vault {
     ) -> Result<VouchedMetainfo, AnchorError> {
         let digest = metainfo.digest();
         self.absolve(&[digest]).await.map_err(AnchorError::Store)?;
-        let lock = Arc::clone(self.busy.lock().entry(digest).or_default());
-        let result = {
-            let _one_at_a_time = lock.lock().await;
-            self.anchor_alone(metainfo, repository, pusher, driver).await
-        };
-        let mut busy = self.busy.lock();
-        // Two owners: the map and this call. Nobody waits any more.
-        if Arc::strong_count(&lock) <= 2 {
-            busy.remove(&digest);
-        }
-        result
+        self.busy.alone(&digest, self.anchor_alone(metainfo, repository, pusher, driver)).await
     }
 
     async fn anchor_alone(

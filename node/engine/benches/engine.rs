@@ -114,7 +114,11 @@ fn engine(c: &mut Criterion) {
         let swarm = || Swarm::new(false, |number, piece| (number + piece) % 3 != 0);
         bench.iter_batched_ref(
             swarm,
-            |swarm| assert_eq!(swarm.download(), PIECES, "everything is asked for once"),
+            |swarm| {
+                // The last pieces may be asked of a second peer.
+                let received = swarm.download();
+                assert!((PIECES..PIECES + PIECES / 100).contains(&received), "{received} pieces received");
+            },
             BatchSize::PerIteration,
         );
     });

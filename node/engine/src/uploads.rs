@@ -8,10 +8,11 @@ use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
 use crate::config::EngineConfig;
 use crate::message::Channel;
 
-/// A peer about to become a seeder is served as if it had got this many bytes less: it will soon serve others.
-const NEARLY_DONE_BONUS_BYTES: u64 = 4 << 20;
-/// One grant in this many goes by need alone, whatever the zone, so that other zones are never starved.
-const FOREIGN_TURN: u32 = 4;
+/// One grant in this many goes to whoever was served least, whatever its zone and progress: neither other zones nor those who are
+/// ahead of a stream of newcomers are ever starved.
+const FAIR_TURN: u32 = 4;
+/// Steps in which peers' progress is compared. Peers within a step take turns by what they were served.
+pub(crate) const PROGRESS_STEPS: u8 = 50;
 /// Weight of a new sample in the mean time of a send: 1/8, as TCP's smoothed round trip (RFC 6298).
 const GAIN: f64 = 0.125;
 /// A send that takes so many times the mean hangs.
@@ -28,7 +29,8 @@ pub(crate) struct Job {
     pub(crate) piece: PieceIndex,
     pub(crate) to: Channel,
     pub(crate) bytes: u32,
-    pub(crate) nearly_done: bool,
+    /// How much of the blob the peer has, in steps of [`PROGRESS_STEPS`].
+    pub(crate) progress: u8,
     /// Nobody else is known to have it.
     pub(crate) first_copy: bool,
 }
@@ -92,7 +94,7 @@ impl Uploads {
         if self.waiting == 0 || !self.has_slot(config, now) {
             return None;
         }
-        let by_need = self.turn % FOREIGN_TURN == FOREIGN_TURN.saturating_sub(1);
+        let fair = self.turn % FAIR_TURN == FAIR_TURN.saturating_sub(1);
         let peer = self
             .queues
             .iter()
@@ -100,9 +102,10 @@ impl Uploads {
             .filter_map(|(peer, queue)| Some((peer, queue, queue.waiting.front()?)))
             .filter(|(_, queue, _)| allowed(queue.same_zone))
             .min_by_key(|(peer, queue, job)| {
-                let bonus = if job.nearly_done { NEARLY_DONE_BONUS_BYTES } else { 0 };
-                let foreign = !queue.same_zone && !by_need;
-                (foreign, queue.served_bytes.saturating_sub(bonus), queue.active.len(), **peer)
+                // Whoever is behind comes first: uplinks are idle when some are done and others, limited by their own
+                // wires, are not.
+                let (foreign, progress) = if fair { (false, 0) } else { (!queue.same_zone, job.progress) };
+                (foreign, progress, queue.served_bytes, queue.active.len(), **peer)
             })
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
@@ -219,9 +222,27 @@ mod tests {
             piece: layout.piece(number).unwrap(),
             to: 0,
             bytes: 1000,
-            nearly_done: false,
+            progress: 0,
             first_copy: false,
         }
+    }
+
+    #[test]
+    fn who_is_behind_comes_first_and_who_is_ahead_has_its_turn() {
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        for number in 0..40 {
+            assert!(uploads.push(&config, peer(1), true, Job { progress: 40, ..job(number) }));
+            assert!(uploads.push(&config, peer(2), true, Job { progress: 3, ..job(number) }));
+        }
+        let now = Timestamp::ZERO;
+        let mut served = [0; 3];
+        for _ in 0..40 {
+            let (to, sent) = uploads.next(&config, now, |_| true).unwrap();
+            served[usize::from(to == peer(1)) + 1] += 1;
+            assert!(uploads.sent(now, &to, sent.digest, sent.piece, true));
+        }
+        assert_eq!(served, [0, 30, 10]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use shoal_types::{Digest, RecordKey, Reference, RepositoryName};
 
@@ -14,6 +15,11 @@ use shoal_types::{Digest, RecordKey, Reference, RepositoryName};
 pub const READ_BYTES_MAX: u64 = 4 * shoal_types::layout::PIECE_BYTES_MAX as u64;
 /// Bytes a record's object may have: a signed record is at most 64 KiB, and its envelope adds a few hundred bytes.
 pub const RECORD_OBJECT_BYTES_MAX: usize = 128 << 10;
+
+/// Bytes of one request of a stream made of ranges: a piece of the largest size.
+const STREAM_BYTES: usize = 4 << 20;
+/// Such requests side by side: one alone would wait for each answer.
+const STREAM_AHEAD: usize = 4;
 
 /// Why a backend does not do what it is asked to. The variants are what a caller can act on.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +108,23 @@ pub struct StoredRecord {
     pub mark: Mark,
 }
 
+/// What a digest is the digest of, for sources that keep the two apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A layer or a config; unless there is none, and then a manifest.
+    Blob,
+    /// A manifest or an index; unless there is none, and then a blob.
+    Manifest,
+}
+
+/// A blob on its way out of a backend.
+pub struct BlobStream<'a> {
+    /// Size in bytes of the whole blob.
+    pub size: u64,
+    /// Its bytes from where they were asked for on, unverified. It may end early, with an error or without.
+    pub bytes: BoxStream<'a, Result<Bytes, BackendError>>,
+}
+
 /// What a source of images says of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamManifest {
@@ -167,6 +190,28 @@ pub trait Backend: Send + Sync + fmt::Debug {
         repository: Option<&RepositoryName>,
         range: Range<u64>,
     ) -> Result<Bytes, BackendError>;
+
+    /// Opens a blob for reading from `offset` on to its end, in one request where the backend can; `None` when it is not
+    /// there. `repository` as in [`Backend::stat`].
+    ///
+    /// # Errors
+    /// [`BackendError`], any but `NotFound`.
+    async fn open_blob<'a>(
+        &'a self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+        content: Content,
+        offset: u64,
+    ) -> Result<Option<BlobStream<'a>>, BackendError> {
+        let _ = content;
+        let Some(size) = self.stat(digest, repository).await? else { return Ok(None) };
+        let (digest, repository) = (*digest, repository.cloned());
+        let ranges = (offset..size).step_by(STREAM_BYTES).map(move |start| {
+            let (range, repository) = (start..size.min(start + STREAM_BYTES as u64), repository.clone());
+            async move { self.read_range(&digest, repository.as_ref(), range).await }
+        });
+        Ok(Some(BlobStream { size, bytes: futures::stream::iter(ranges).buffered(STREAM_AHEAD).boxed() }))
+    }
 
     /// Puts the blob whose checked content is the local file `path`, of `size` bytes. The file must never change
     /// again (a backend may share its bytes); it may be unlinked once this returns. Does nothing but renew the

@@ -19,16 +19,18 @@ mod s3;
 mod set;
 mod text;
 mod throttle;
+mod upstream;
 mod url;
 mod web;
 
 pub use backend::{
-    Backend, BackendError, BlobFile, Mark, READ_BYTES_MAX, RECORD_OBJECT_BYTES_MAX, StoredRecord,
-    UpstreamManifest,
+    Backend, BackendError, BlobFile, BlobStream, Content, Mark, READ_BYTES_MAX, RECORD_OBJECT_BYTES_MAX,
+    StoredRecord, UpstreamManifest,
 };
 pub use fs::FsBackend;
 pub use limited::Traffic;
 pub use set::{BackendSet, BackendSetError, Found, Member};
+pub use upstream::{UpstreamRule, UpstreamRuleError};
 pub use url::{
     BackendRule, BackendUrl, BackendUrlError, COMMON_OPTIONS, OptionHelp, Scheme, WRITE_OPTIONS, WriteMode,
 };

@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use shoal_types::{Digest, RecordKey, Reference, RepositoryName};
 
-use crate::backend::{Backend, BackendError, BlobFile, Mark, StoredRecord, UpstreamManifest};
+use crate::backend::{
+    Backend, BackendError, BlobFile, BlobStream, Content, Mark, StoredRecord, UpstreamManifest,
+};
 use crate::throttle::Throttle;
 
 /// What went to and from a backend since the process started.
@@ -99,6 +102,26 @@ impl Backend for Limited {
         let bytes = self.note(self.inner.read_range(digest, repository, range).await)?;
         self.traffic.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
+    }
+
+    async fn open_blob<'a>(
+        &'a self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+        content: Content,
+        offset: u64,
+    ) -> Result<Option<BlobStream<'a>>, BackendError> {
+        let opened = self.note(self.inner.open_blob(digest, repository, content, offset).await)?;
+        let counted = |BlobStream { size, bytes }| {
+            let bytes = bytes.then(|part| async {
+                let part = self.note(part)?;
+                self.rate_in.pass(part.len() as u64).await;
+                self.traffic.read_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+                Ok(part)
+            });
+            BlobStream { size, bytes: bytes.boxed() }
+        };
+        Ok(opened.map(counted))
     }
 
     async fn put(

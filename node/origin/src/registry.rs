@@ -13,7 +13,8 @@ use reqwest::{Client, Response};
 use shoal_types::{Digest, RecordKey, Reference, RepositoryName};
 
 use crate::backend::{
-    Backend, BackendError, BlobFile, Mark, StoredRecord, UpstreamManifest, of_range, range_len,
+    Backend, BackendError, BlobFile, BlobStream, Content, Mark, StoredRecord, UpstreamManifest, of_range,
+    range_len,
 };
 use crate::url::BackendUrl;
 use crate::web;
@@ -106,18 +107,22 @@ impl RegistryBackend {
         web::send(&what, auth::authorized(request(), Some(&fresh))).await
     }
 
-    /// The same of a blob, or, where there is none, of the manifest of this digest.
+    /// The same of a blob, or, where there is none, of the manifest of this digest; of a manifest in the other order.
     async fn ask_for(
         &self,
         method: Method,
-        digest: &Digest,
+        (digest, content): (&Digest, Content),
         repository: Option<&RepositoryName>,
         range: Option<&Range<u64>>,
     ) -> Result<Option<Response>, BackendError> {
         // A registry keeps blobs by repository: without one there is nothing to ask for.
         let Some(name) = repository.and_then(|repository| self.name_of(repository)) else { return Ok(None) };
         let reference = digest.to_string();
-        for kind in ["blobs", "manifests"] {
+        let kinds = match content {
+            Content::Blob => ["blobs", "manifests"],
+            Content::Manifest => ["manifests", "blobs"],
+        };
+        for kind in kinds {
             let answer = self.ask(method.clone(), &name, (kind, &reference), range).await?;
             match answer.status() {
                 StatusCode::NOT_FOUND => {}
@@ -189,7 +194,7 @@ impl Backend for RegistryBackend {
         digest: &Digest,
         repository: Option<&RepositoryName>,
     ) -> Result<Option<u64>, BackendError> {
-        match self.ask_for(Method::HEAD, digest, repository, None).await? {
+        match self.ask_for(Method::HEAD, (digest, Content::Blob), repository, None).await? {
             Some(answer) => web::size_of(&digest.to_string(), &answer).map(Some),
             None => Ok(None),
         }
@@ -212,10 +217,24 @@ impl Backend for RegistryBackend {
             let size = self.stat(digest, repository).await?.ok_or_else(not_found)?;
             return if range.end <= size { Ok(Bytes::new()) } else { Err(beyond()) };
         }
+        let wanted = (digest, Content::Blob);
         let answer =
-            self.ask_for(Method::GET, digest, repository, Some(&range)).await?.ok_or_else(not_found)?;
+            self.ask_for(Method::GET, wanted, repository, Some(&range)).await?.ok_or_else(not_found)?;
         let bytes = web::ranged_body(&of_range(digest, &range), answer, &range).await?;
         if bytes.len() as u64 == len { Ok(bytes) } else { Err(beyond()) }
+    }
+
+    async fn open_blob<'a>(
+        &'a self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+        content: Content,
+        offset: u64,
+    ) -> Result<Option<BlobStream<'a>>, BackendError> {
+        let rest = (offset > 0).then_some(offset..u64::MAX);
+        let wanted = (digest, content);
+        let answer = self.ask_for(Method::GET, wanted, repository, rest.as_ref()).await?;
+        answer.map(|answer| web::stream_from(&digest.to_string(), answer, offset)).transpose()
     }
 
     async fn put(&self, digest: &Digest, _: &Path, _: u64, _: &[u8]) -> Result<(), BackendError> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use regex::Regex;
 use shoal_types::{Digest, RepositoryName};
@@ -26,6 +27,8 @@ pub struct Member {
     pub write: WriteMode,
     /// Whether the process is not ready while it does not answer.
     pub must_be_ready: bool,
+    /// How long a tag is taken to name what it named before this source is asked again.
+    pub max_age: Duration,
     /// What went to and from it.
     pub traffic: Arc<Traffic>,
 }
@@ -63,6 +66,7 @@ impl BackendUrl {
             backend: Arc::new(Limited::new(backend, rate_in, Arc::clone(&traffic))),
             write: self.write_mode().map_err(invalid)?,
             must_be_ready: self.must_be_ready(),
+            max_age: self.max_age().map_err(invalid)?,
             traffic,
         })
     }
@@ -141,8 +145,13 @@ impl BackendSet {
 
     /// A set of one backend, for all repositories.
     pub fn of_one(backend: Arc<dyn Backend>) -> Self {
-        let member =
-            Member { backend, write: WriteMode::Through, must_be_ready: false, traffic: Arc::default() };
+        let member = Member {
+            backend,
+            write: WriteMode::Through,
+            must_be_ready: false,
+            max_age: Duration::ZERO,
+            traffic: Arc::default(),
+        };
         let all = pattern(".*").map(|regex| (regex, 0)).ok();
         Self { rules: all.into_iter().collect(), members: Arc::from([member]) }
     }

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
+
+/// `max-age` of a registry that does not say: a tag that moved upstream is seen within a minute, and a roll-out of ten
+/// thousand machines asks upstream a few times (Docker Hub counts manifests per six hours and account).
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// What an option does, for messages and documentation.
 pub type OptionHelp = (&'static str, &'static str);
@@ -103,6 +108,10 @@ impl Scheme {
                 ("strip", "what names here begin with and upstream's do not, as in `docker.io`"),
                 ("ns", "namespace that a mirror is asked for (`?ns=`), as in `docker.io`"),
                 ("plain-http", "`true`: no TLS"),
+                (
+                    "max-age",
+                    "how long a tag is taken to name what it named before the registry is asked again (default `1m`)",
+                ),
                 ("ca", "file with the certificates (PEM) that the server's is checked against"),
                 ("client-cert", "file with a client certificate and its key (PEM)"),
                 (
@@ -302,6 +311,7 @@ impl BackendUrl {
         }
         self.concurrency()?;
         self.write_mode()?;
+        self.max_age()?;
         match self.option("sse") {
             None | Some("AES256" | "aws:kms") => {}
             Some(_) => return Err(self.bad_value("sse", "AES256 or aws:kms")),
@@ -349,6 +359,17 @@ impl BackendUrl {
             size.ok_or_else(|| self.bad_value(name, "a size, as in 64MiB"))
         };
         self.option(name).map(parse).transpose()
+    }
+
+    /// How long a tag of a registry is taken to name what it named before the registry is asked again.
+    ///
+    /// # Errors
+    /// [`BackendUrlError::Value`].
+    pub fn max_age(&self) -> Result<Duration, BackendUrlError> {
+        let parse = |text: &str| {
+            humantime::parse_duration(text).map_err(|_| self.bad_value("max-age", "a duration, as in 5m"))
+        };
+        Ok(self.option("max-age").map(parse).transpose()?.unwrap_or(MAX_AGE))
     }
 
     pub(crate) fn switch(&self, name: &str) -> Result<Option<bool>, BackendUrlError> {

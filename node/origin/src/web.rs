@@ -10,7 +10,7 @@ use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response};
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, BlobStream};
 use crate::text::told;
 use crate::url::BackendUrl;
 
@@ -75,7 +75,48 @@ pub(crate) fn size_of(what: &str, answer: &Response) -> Result<u64, BackendError
 pub(crate) fn with_range(request: RequestBuilder, range: &Range<u64>) -> RequestBuilder {
     // A body in another coding would have other bytes.
     let request = request.header(http::header::ACCEPT_ENCODING, "identity");
-    request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
+    let end = if range.end == u64::MAX { String::new() } else { range.end.saturating_sub(1).to_string() };
+    request.header(RANGE, format!("bytes={}-{end}", range.start))
+}
+
+/// Where the range of a partial answer begins, and the size of the whole where it is told.
+fn content_range(answer: &Response) -> Option<(u64, Option<u64>)> {
+    let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    let (range, size) = range.split_once('/')?;
+    Some((range.split('-').next()?.trim().parse().ok()?, size.trim().parse().ok()))
+}
+
+/// The bytes of an answer to a request for all from `offset` on.
+pub(crate) fn stream_from(
+    what: &str,
+    answer: Response,
+    offset: u64,
+) -> Result<BlobStream<'static>, BackendError> {
+    let (size, mut skip) = match answer.status() {
+        StatusCode::PARTIAL_CONTENT => match content_range(&answer) {
+            Some((start, Some(size))) if start == offset => (size, 0),
+            _ => {
+                return Err(BackendError::invalid(
+                    what,
+                    "the server sends another range than it was asked for",
+                ));
+            }
+        },
+        StatusCode::OK => (size_of(what, &answer)?, offset),
+        // Nothing is left.
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            return Ok(BlobStream { size: offset, bytes: futures::stream::empty().boxed() });
+        }
+        status => return Err(refused(what, status)),
+    };
+    let what = what.to_owned();
+    let bytes = answer.bytes_stream().map(move |part| {
+        let mut part = part.map_err(|error| BackendError::unavailable(&what, told(&error)))?;
+        let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(part.len());
+        skip -= skipped as u64;
+        Ok(part.split_off(skipped))
+    });
+    Ok(BlobStream { size, bytes: bytes.boxed() })
 }
 
 /// The bytes of `range` out of an answer to [`with_range`]; fewer when the body ends before. A server that knows no
@@ -87,10 +128,7 @@ pub(crate) async fn ranged_body(
 ) -> Result<Bytes, BackendError> {
     let mut skip = match answer.status() {
         StatusCode::PARTIAL_CONTENT => {
-            let starts = answer.headers().get(CONTENT_RANGE).and_then(|value| {
-                value.to_str().ok()?.strip_prefix("bytes ")?.split('-').next()?.trim().parse::<u64>().ok()
-            });
-            if starts != Some(range.start) {
+            if content_range(&answer).map(|(start, _)| start) != Some(range.start) {
                 return Err(BackendError::invalid(
                     what,
                     "the server sends another range than it was asked for",

@@ -18,6 +18,7 @@ pub struct PeerId([u8; 32]);
 /// By the bytes of the key. Keys are spread evenly, so that the first eight bytes nearly always decide; every map of
 /// peers compares them all the time.
 impl Ord for PeerId {
+    #[inline]
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         let head = |key: &[u8; 32]| key.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head));
         head(&self.0).cmp(&head(&other.0)).then_with(|| self.0.cmp(&other.0))

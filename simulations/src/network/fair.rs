@@ -1,4 +1,4 @@
-//! Max-min fair rates.
+//! Weighted max-min fair rates.
 
 /// Rounds in which bottlenecks are found exactly; what is left then is shared out in sequential passes.
 const ROUNDS: usize = 12;
@@ -6,6 +6,8 @@ const ROUNDS: usize = 12;
 const PASSES: usize = 3;
 /// A share within this of another counts as equal.
 const EQUAL: f64 = 1.000_001;
+/// No weight at all: far less than a flow's.
+const NOTHING: f64 = 1e-6;
 /// A flow crosses at most an access link at either end and one link between zones.
 pub(crate) const RESOURCES: usize = 3;
 
@@ -14,6 +16,8 @@ pub(crate) const RESOURCES: usize = 3;
 pub(crate) struct Demand {
     /// What it crosses; unused places repeat the first.
     pub(crate) crosses: [u32; RESOURCES],
+    /// Its part of what it crosses, relative to others'.
+    pub(crate) weight: f64,
     /// Its own limit in bytes per second (its congestion window).
     pub(crate) limit: f64,
     /// What it gets, in bytes per second.
@@ -23,7 +27,8 @@ pub(crate) struct Demand {
 /// Shares capacities by progressive filling. Buffers live here so that nothing is allocated a round.
 #[derive(Debug, Default)]
 pub(crate) struct Filler {
-    count: Vec<u32>,
+    /// Weights of the flows whose rates are open.
+    weight: Vec<f64>,
     share: Vec<f64>,
     low: Vec<f64>,
     open: Vec<u32>,
@@ -33,22 +38,22 @@ pub(crate) struct Filler {
 impl Filler {
     /// Sets every demand's rate; `left` begins as the capacities and ends as what nobody uses.
     ///
-    /// In a round every resource offers each of its flows an equal share of what it has left. A resource none of whose
+    /// In a round every resource offers its flows shares by weight of what it has left. A resource none of whose
     /// flows is offered less elsewhere is a bottleneck: its flows' rates are final (that is the max-min condition), and
     /// so are those of flows that want no more than they are offered. Few rounds settle most flows; the
     /// rest, in turn and a few times, take the least of what their resources can still offer each of their flows. That
     /// never exceeds a capacity and leaves little unused.
     pub(crate) fn fill(&mut self, left: &mut [f64], demands: &mut [Demand]) {
         let resources = left.len();
-        self.count.clear();
-        self.count.resize(resources, 0);
+        self.weight.clear();
+        self.weight.resize(resources, 0.0);
         self.share.resize(resources, 0.0);
         self.low.resize(resources, 0.0);
         self.open.clear();
         self.open.extend(0..u32::try_from(demands.len()).unwrap_or(u32::MAX));
         for demand in demands.iter() {
             for place in distinct(&demand.crosses) {
-                self.count[*place as usize] += 1;
+                self.weight[*place as usize] += demand.weight;
             }
         }
         for _ in 0..ROUNDS {
@@ -68,31 +73,32 @@ impl Filler {
     fn pass(&mut self, left: &mut [f64], demands: &mut [Demand]) {
         for at in &self.open {
             let demand = &mut demands[*at as usize];
-            let offered =
-                |resource: &u32| left[*resource as usize] / f64::from(self.count[*resource as usize]);
+            let part = |resource: &u32| left[*resource as usize] / self.weight[*resource as usize];
+            let offered = |resource: &u32| part(resource) * demand.weight;
             let room = demand.limit - demand.rate;
             let more = demand.crosses.iter().map(offered).fold(room, f64::min).max(0.0);
             demand.rate += more;
-            settle(left, &mut self.count, demand.crosses, more);
+            settle(left, &mut self.weight, demand, more);
         }
         for at in &self.open {
-            let crosses = demands[*at as usize].crosses;
+            let Demand { crosses, weight, .. } = demands[*at as usize];
             for place in distinct(&crosses) {
-                self.count[*place as usize] += 1;
+                self.weight[*place as usize] += weight;
             }
         }
     }
 
     fn round(&mut self, left: &mut [f64], demands: &mut [Demand]) {
-        for ((share, count), left) in self.share.iter_mut().zip(&self.count).zip(left.iter()) {
-            *share = if *count > 0 { left.max(0.0) / f64::from(*count) } else { f64::INFINITY };
+        for ((share, weight), left) in self.share.iter_mut().zip(&self.weight).zip(left.iter()) {
+            // Sums of weights that were taken away one by one leave a rest.
+            *share = if *weight > NOTHING { left.max(0.0) / weight } else { f64::INFINITY };
         }
         self.low.fill(f64::INFINITY);
         self.wish.clear();
         for at in &self.open {
-            let Demand { crosses: [a, b, c], limit, .. } = demands[*at as usize];
+            let Demand { crosses: [a, b, c], limit, weight, .. } = demands[*at as usize];
             let [a, b, c] = [a as usize, b as usize, c as usize];
-            let wish = self.share[a].min(self.share[b]).min(self.share[c]).min(limit);
+            let wish = self.share[a].min(self.share[b]).min(self.share[c]).min(limit / weight);
             for resource in [a, b, c] {
                 self.low[resource] = self.low[resource].min(wish);
             }
@@ -106,9 +112,9 @@ impl Filler {
                 let resource = *resource as usize;
                 self.low[resource] * EQUAL >= self.share[resource]
             };
-            if wish >= demand.limit || demand.crosses.iter().any(bottleneck) {
-                demand.rate = wish;
-                settle(left, &mut self.count, demand.crosses, wish);
+            if wish * demand.weight >= demand.limit || demand.crosses.iter().any(bottleneck) {
+                demand.rate = wish * demand.weight;
+                settle(left, &mut self.weight, demand, demand.rate);
             } else {
                 self.open[kept] = at;
                 kept += 1;
@@ -123,11 +129,11 @@ fn distinct(crosses: &[u32; RESOURCES]) -> &[u32] {
     if crosses[2] == crosses[0] { &crosses[..2] } else { crosses }
 }
 
-fn settle(left: &mut [f64], count: &mut [u32], crosses: [u32; RESOURCES], rate: f64) {
-    for place in distinct(&crosses) {
+fn settle(left: &mut [f64], weight: &mut [f64], demand: &Demand, rate: f64) {
+    for place in distinct(&demand.crosses) {
         let place = *place as usize;
         left[place] = (left[place] - rate).max(0.0);
-        count[place] -= 1;
+        weight[place] -= demand.weight;
     }
 }
 
@@ -137,7 +143,7 @@ mod tests {
     use rand_core::{Rng as _, SeedableRng as _};
 
     fn demand(crosses: [u32; 3]) -> Demand {
-        Demand { crosses, limit: f64::INFINITY, rate: 0.0 }
+        Demand { crosses, weight: 1.0, limit: f64::INFINITY, rate: 0.0 }
     }
 
     /// Progressive filling by the book: raise all rates together, stop those whose resource is full.
@@ -146,18 +152,20 @@ mod tests {
         let mut rates = vec![0.0; demands.len()];
         let mut open: Vec<usize> = (0..demands.len()).collect();
         while !open.is_empty() {
-            let users = |resource: u32| {
-                open.iter().filter(|at| distinct(&demands[**at].crosses).contains(&resource)).count() as f64
+            let users = |resource: u32| -> f64 {
+                let crosses = |at: &&usize| distinct(&demands[**at].crosses).contains(&resource);
+                open.iter().filter(crosses).map(|at| demands[*at].weight).sum()
             };
             let step = (0..capacities.len())
                 .filter(|resource| users(*resource as u32) > 0.0)
                 .map(|resource| left[resource] / users(resource as u32))
-                .chain(open.iter().map(|at| demands[*at].limit - rates[*at]))
+                .chain(open.iter().map(|at| (demands[*at].limit - rates[*at]) / demands[*at].weight))
                 .fold(f64::INFINITY, f64::min);
             for at in &open {
-                rates[*at] += step;
+                let more = step * demands[*at].weight;
+                rates[*at] += more;
                 for resource in distinct(&demands[*at].crosses) {
-                    left[*resource as usize] -= step;
+                    left[*resource as usize] -= more;
                 }
             }
             open.retain(|at| {
@@ -175,6 +183,15 @@ mod tests {
         let mut demands = [demand([0, 1, 0]), demand([0, 2, 0])];
         Filler::default().fill(&mut left, &mut demands);
         assert_eq!(demands.map(|demand| demand.rate), [10.0, 90.0]);
+    }
+
+    #[test]
+    fn a_wire_is_shared_by_weight() {
+        let mut left = vec![100.0, 100.0, 100.0];
+        let mut demands = [demand([0, 1, 0]), demand([0, 2, 0])];
+        demands[1].weight = 0.25;
+        Filler::default().fill(&mut left, &mut demands);
+        assert_eq!(demands.map(|demand| demand.rate), [80.0, 20.0]);
     }
 
     #[test]
@@ -199,7 +216,8 @@ mod tests {
                 .map(|_| {
                     let from = draw(nodes) as u32;
                     let crosses = [from, nodes as u32 + draw(nodes) as u32, from];
-                    if draw(3) == 0 { demand([crosses[0], crosses[1], link]) } else { demand(crosses) }
+                    let far = Demand { weight: 0.5, ..demand([crosses[0], crosses[1], link]) };
+                    if draw(3) == 0 { far } else { demand(crosses) }
                 })
                 .collect();
             let expected = exact(&capacities, &demands);

@@ -39,6 +39,9 @@ pub struct NetworkConfig {
     pub links: BTreeMap<(Zone, Zone), LinkSpec>,
     /// Bytes on the wire a byte of payload: headers of Ethernet, IP, TCP and TLS.
     pub overhead: f64,
+    /// How long packets wait in the queue of a full wire. TCP then shares the wire in inverse proportion to round trips,
+    /// the queue's time included; without it, equally.
+    pub queue: Option<Duration>,
     /// Time between two settings of the flows' rates.
     pub rebalance: Duration,
     /// TCP's first congestion window in bytes (RFC 6928: ten segments).
@@ -64,12 +67,16 @@ impl Default for NetworkConfig {
             zone_rate_bytes_per_sec: None,
             links: BTreeMap::new(),
             overhead: 1.046,
+            queue: None,
             rebalance: Duration::from_millis(2),
             window_start_bytes: 14_600,
             window_max_bytes: 4 << 20,
         }
     }
 }
+
+/// Smallest part of a full wire, relative to a flow inside a zone.
+const WEIGHT_MIN: f64 = 0.01;
 
 /// Names a flow.
 pub(crate) type FlowId = u32;
@@ -101,6 +108,7 @@ struct Flow {
     told: f64,
     told_at: u64,
     rtt: f64,
+    weight: f64,
     window: f64,
     idle_since: u64,
 }
@@ -197,6 +205,13 @@ impl Network {
         self.pair_list[pair as usize].delay
     }
 
+    /// A flow's part of a full wire, one inside a zone having 1.
+    fn weight(&self, rtt: f64) -> f64 {
+        let Some(queue) = self.config.queue else { return 1.0 };
+        let (queue, near) = (queue.as_secs_f64(), 2.0 * self.config.delay.as_secs_f64());
+        ((near + queue) / (rtt + queue)).clamp(WEIGHT_MIN, 1.0)
+    }
+
     /// Makes a flow from an access link in one zone to one in another.
     pub(crate) fn flow(&mut self, owner: u32, up: u32, down: u32, from: u32, to: u32) -> FlowId {
         let rtt = 2.0 * self.delay(from, to) as f64 / NANOS;
@@ -215,6 +230,7 @@ impl Network {
             told: 0.0,
             told_at: 0,
             rtt,
+            weight: self.weight(rtt),
             window: self.config.window_start_bytes as f64,
             idle_since: 0,
         };
@@ -379,7 +395,12 @@ impl Network {
         self.demands.clear();
         for id in &self.active {
             let own = &self.flows[*id as usize];
-            self.demands.push(Demand { crosses: own.crosses, limit: limit(own, self.tick), rate: 0.0 });
+            self.demands.push(Demand {
+                crosses: own.crosses,
+                weight: own.weight,
+                limit: limit(own, self.tick),
+                rate: 0.0,
+            });
         }
         self.unclaimed.copy_from_slice(&self.capacity);
         self.filler.fill(&mut self.unclaimed, &mut self.demands);

@@ -61,6 +61,8 @@ pub struct NetworkTable {
     pub overhead: Option<f64>,
     /// Time between two settings of the flows' rates.
     pub rebalance: Option<Time>,
+    /// How long packets wait in the queue of a full wire; see the model.
+    pub queue: Option<Time>,
 }
 
 /// `[[links]]`: between two zones, the same each way.

@@ -432,6 +432,7 @@ impl Scenario {
                 delay: self.network.delay.map_or(network.delay, |time| time.0),
                 overhead: self.network.overhead.unwrap_or(network.overhead),
                 rebalance: self.network.rebalance.map_or(network.rebalance, |time| time.0),
+                queue: self.network.queue.map(|time| time.0),
                 links,
                 ..network
             },

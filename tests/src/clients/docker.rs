@@ -23,11 +23,19 @@ impl Docker {
     /// # Errors
     /// When it does not start.
     pub async fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, "{}").await
+    }
+
+    /// The same with a `daemon.json`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(dir: &Path, settings: &str) -> Result<Self> {
         let containerd = Containerd::start(&dir.join("containerd")).await?;
         std::fs::create_dir_all(dir.join("config"))?;
         // Not the machine's own.
         let config = dir.join("daemon.json");
-        std::fs::write(&config, "{}")?;
+        std::fs::write(&config, settings)?;
         let mut command = Command::new("dockerd");
         command
             .arg("--config-file")

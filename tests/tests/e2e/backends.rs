@@ -87,35 +87,79 @@ async fn pushes_and_pulls_over_azblob_on_azurite() -> Result<()> {
     pushes_and_pulls(mesh_on(&azurite.azblob_url("mesh"), &azurite.azblob_env(), 2).start().await?).await
 }
 
+/// Bytes that an origin has read from its backends so far.
+async fn read_from_backend(mesh: &Mesh, origin: &str) -> Result<f64> {
+    Ok(mesh.node(origin)?.metrics().await?.sum_where(metric::BACKEND, &[metric::BACKEND_READ]))
+}
+
+/// Empties the disks of these origins, so that blobs are only in their buckets.
+async fn forget_all_but_the_bucket(mesh: &mut Mesh, origins: &[&str]) -> Result<()> {
+    for name in origins {
+        mesh.kill(name).await?;
+        mesh.wipe(name)?;
+    }
+    for name in origins {
+        mesh.restart(name).await?;
+    }
+    mesh.wait_joined().await
+}
+
+/// Sixteen empty gateways, every other one in the second zone.
+fn crowd(mesh: MeshBuilder) -> MeshBuilder {
+    (1..=CROWD).fold(mesh, |mesh, number| {
+        let zone = if number % 2 == 0 { shoal_tests::mesh::ZONE } else { AWAY };
+        mesh.node(NodeSpec::gateway(&format!("g{number}")).zone(zone))
+    })
+}
+
+async fn all_pull(mesh: &Mesh) -> Result<f64> {
+    let registries: Vec<_> =
+        (1..=CROWD).map(|number| mesh.registry(&format!("g{number}"), "app")).collect::<Result<_>>()?;
+    let pulled = try_join_all(registries.iter().map(|registry| registry.pull("1"))).await?;
+    Ok(pulled[0] as f64)
+}
+
+const CROWD: usize = 16;
+const AWAY: &str = "away";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_empty_gateways_read_the_bucket_once() -> Result<()> {
-    const SIZE: usize = 100 * MIB;
-    const GATEWAYS: usize = 16;
     let garage = Server::garage().await;
-    let mesh = mesh_on(&garage.s3_url("mesh"), &garage.s3_env(), 1);
-    let mesh = (1..=GATEWAYS).fold(mesh, |mesh, number| {
-        let zone = if number % 2 == 0 { shoal_tests::mesh::ZONE } else { "away" };
-        mesh.node(NodeSpec::gateway(&format!("g{number}")).zone(zone))
-    });
-    let mut mesh = mesh.exclusive().start().await?;
-    let image = ImageBuilder::new(611).gzip(false).payload(SIZE).build()?;
+    let mut mesh = crowd(mesh_on(&garage.s3_url("mesh"), &garage.s3_env(), 1)).exclusive().start().await?;
+    let image = ImageBuilder::new(611).gzip(false).payload(100 * MIB).build()?;
     mesh.registry("g0", "app")?.push_image("1", &image).await?;
-    // The blobs are only in the bucket.
     mesh.kill("g0").await?;
-    mesh.kill("o0").await?;
-    mesh.wipe("o0")?;
-    mesh.restart("o0").await?;
-    mesh.wait_joined().await?;
-    let registries: Vec<_> =
-        (1..=GATEWAYS).map(|number| mesh.registry(&format!("g{number}"), "app")).collect::<Result<_>>()?;
-    let pulled = try_join_all(registries.iter().map(|registry| registry.pull("1"))).await?;
-    let read = mesh.node("o0")?.metrics().await?.sum_where(metric::BACKEND, &[metric::BACKEND_READ]);
-    let copies = read / pulled[0] as f64;
-    println!(
-        "{GATEWAYS} gateways in 2 zones pulled {} bytes each; {copies:.3} copies were read from S3",
-        pulled[0]
-    );
+    forget_all_but_the_bucket(&mut mesh, &["o0"]).await?;
+    let pulled = all_pull(&mesh).await?;
+    let copies = read_from_backend(&mesh, "o0").await? / pulled;
+    println!("{CROWD} gateways in 2 zones pulled {pulled} bytes each; {copies:.3} copies were read from S3");
     ensure!(copies >= 0.99, "the count is wrong: the blobs were only there");
     ensure!(copies <= 1.05, "{copies:.3} copies were read from S3");
+    mesh.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_zone_s_crowd_reads_its_own_bucket_once() -> Result<()> {
+    let (here, there) = (Server::garage().await, Server::garage().await);
+    let away = NodeSpec::origin("o1").zone(AWAY).backend(&there.s3_url("mesh")).envs(&there.s3_env());
+    let mesh = mesh_on(&here.s3_url("mesh"), &here.s3_env(), 1).node(away);
+    let mut mesh = crowd(mesh).exclusive().start().await?;
+    let image = ImageBuilder::new(612).gzip(false).payload(50 * MIB).build()?;
+    // Each zone has it in its bucket.
+    for gateway in ["g0", "g1"] {
+        mesh.registry(gateway, "app")?.push_image("1", &image).await?;
+    }
+    for gateway in ["g0", "g1"] {
+        mesh.kill(gateway).await?;
+        mesh.wipe(gateway)?;
+    }
+    mesh.restart("g1").await?;
+    forget_all_but_the_bucket(&mut mesh, &["o0", "o1"]).await?;
+    let pulled = all_pull(&mesh).await?;
+    for origin in ["o0", "o1"] {
+        let copies = read_from_backend(&mesh, origin).await? / pulled;
+        println!("{} gateways of {origin}'s zone: {copies:.3} copies were read from its bucket", CROWD / 2);
+        ensure!(copies <= 1.05, "{copies:.3} copies were read from {origin}'s bucket");
+    }
     mesh.finish().await
 }

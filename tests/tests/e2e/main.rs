@@ -13,12 +13,14 @@ mod credentials;
 mod disk;
 mod flash;
 mod gc;
+mod mirrors;
 mod owners;
 mod recovery;
 mod replicate;
 mod strangers;
 mod stream;
 mod survive;
+mod uploads;
 mod write_back;
 
 use anyhow::Result;

@@ -6,12 +6,14 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use shoal_engine::io::{ReadError, ReaderWant};
+use shoal_origin::Content;
 use shoal_types::{Digest, RepositoryName};
 
 use super::Node;
 use crate::driver::blocking;
 use crate::reader::BlobReader;
-use crate::rpc::{Answer, Found, Request};
+use crate::rpc::{Answer, Fetched, Found, Request};
+use crate::upstream::SourceError;
 
 /// Owners asked whether they have a blob; further down the ranking none should.
 const OWNERS_ASKED: usize = 8;
@@ -43,7 +45,9 @@ impl Node {
     pub async fn stat(&self, digest: Digest, repository: Option<&RepositoryName>) -> Result<u64, StatError> {
         let store = self.store().clone();
         let entry = blocking(move || store.lookup(&digest)).await.map_err(StatError::Store)?;
-        if let Some(entry) = entry.filter(|entry| entry.complete) {
+        if let Some(entry) = entry.filter(|entry| entry.complete)
+            && self.counts_for(digest, repository).await
+        {
             return Ok(entry.metainfo.size());
         }
         match self.ask_owners(digest, repository).await {
@@ -67,7 +71,7 @@ impl Node {
             .take(OWNERS_ASKED)
             .map(|owner| async {
                 if owner.peer == self.peer_id() {
-                    return Some(self.stat_here(digest).await);
+                    return Some(self.stat_here(digest, repository).await);
                 }
                 match self.links().ask(owner.peer, &owner.endpoints, &request, STAT_TIMEOUT).await {
                     Ok(Answer::Stat(found)) => Some(found),
@@ -88,10 +92,12 @@ impl Node {
     }
 
     /// What this process itself has of a blob: the answer to a peer's question.
-    pub(crate) async fn stat_here(&self, digest: Digest) -> Found {
+    pub(crate) async fn stat_here(&self, digest: Digest, repository: Option<&RepositoryName>) -> Found {
         let store = self.store().clone();
         match blocking(move || store.lookup(&digest)).await {
-            Ok(Some(entry)) if entry.complete => return Found::Size(entry.metainfo.size()),
+            Ok(Some(entry)) if entry.complete && self.counts_for(digest, repository).await => {
+                return Found::Size(entry.metainfo.size());
+            }
             Ok(_) => {}
             Err(why) => {
                 tracing::warn!(%digest, %why, "the store cannot be asked for a blob");
@@ -99,7 +105,7 @@ impl Node {
             }
         }
         let Some(vault) = self.vault() else { return Found::Absent };
-        match vault.stat(&digest).await {
+        match vault.stat(&digest, repository).await {
             Ok(Some(size)) => Found::Size(size),
             Ok(None) => Found::Absent,
             Err(_) => Found::Unsure,
@@ -122,6 +128,19 @@ impl Node {
     /// # Errors
     /// [`OpenError`]: the search is over, or the range begins beyond the end.
     pub async fn open(&self, digest: Digest, range: Option<Range<u64>>) -> Result<BlobReader, OpenError> {
+        self.open_of(None, digest, range).await
+    }
+
+    /// [`Self::open`] of a blob of `repository`, which may be one that is pulled through from another registry.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_of(
+        &self,
+        repository: Option<&RepositoryName>,
+        digest: Digest,
+        range: Option<Range<u64>>,
+    ) -> Result<BlobReader, OpenError> {
         self.metrics().pulls.inc();
         let range = range.unwrap_or(0..u64::MAX);
         let store = self.store().clone();
@@ -131,10 +150,59 @@ impl Node {
             check_range(&range, size)?;
             return Ok(BlobReader::local(self.store().clone(), digest, size, range));
         }
+        let Some(repository) = repository else { return self.open_in_mesh(digest, range).await };
+        let mut failed = None;
+        if self.is_mirrored(repository) {
+            failed = self.have_from_source(repository, digest, Content::Blob).await;
+            if failed == Some(ReadError::NotFound) {
+                return Err(ReadError::NotFound);
+            }
+        }
+        match self.open_in_mesh(digest, range.clone()).await {
+            Err(ReadError::NotFound) => {}
+            opened => return opened,
+        }
+        // Its registry cannot be asked, and nobody has it: whether it exists cannot be told.
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        match self.fetch_from_source(repository, digest, Content::Blob).await {
+            Ok(Fetched::Here(_)) => self.open_in_mesh(digest, range).await,
+            Ok(_) | Err(SourceError::NoSource) => Err(ReadError::NotFound),
+            Err(_) => Err(ReadError::Unavailable),
+        }
+    }
+
+    async fn open_in_mesh(&self, digest: Digest, range: Range<u64>) -> Result<BlobReader, OpenError> {
         let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
         let size = reader.metainfo().await?.size();
         check_range(&range, size)?;
         Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader))
+    }
+
+    /// Has a blob of a mirrored repository somewhere in the mesh, unless it is here; says why it could not be fetched.
+    pub(super) async fn have_from_source(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+        content: Content,
+    ) -> Option<ReadError> {
+        let store = self.store().clone();
+        let here = blocking(move || store.lookup(&digest)).await.ok().flatten();
+        if here.as_ref().is_some_and(|entry| entry.complete) {
+            return None;
+        }
+        if here.is_none() {
+            self.upstreams().note_cached(digest).await;
+        }
+        match self.fetch_from_source(repository, digest, content).await {
+            Ok(Fetched::Absent) => Some(ReadError::NotFound),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%digest, %repository, %error, "a blob of another registry is looked for in the mesh only");
+                Some(ReadError::Unavailable)
+            }
+        }
     }
 
     /// All bytes of a small blob.

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use shoal_engine::io::ReadError;
+use shoal_origin::Content;
 use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
+use super::upstream::{is_from_source, key_of};
 use super::{FinishError, Node};
 use crate::driver::blocking;
 use crate::manifests::Contents;
 use crate::records::service::{RecordError, Seen};
-use crate::rpc::{Found, Listing, PAGE_MAX};
+use crate::rpc::{Fetched, Found, Listing, PAGE_MAX};
+use crate::upstream::SourceError;
 
 /// Largest manifest (distribution specification v1.1, "Pushing Manifests": registries should accept at least 4 MiB).
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -38,17 +41,46 @@ pub enum ManifestError {
     /// Those who would know cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// The registry that it is pulled through from refuses.
+    #[error("{0}")]
+    Denied(String),
     /// The local store failed.
     #[error("{0}")]
     Store(String),
 }
 
 impl Node {
-    /// What `reference` names in `repository`. Waits for owners that cannot be reached as long as a pull's patience.
+    /// What `reference` names in `repository`, which may be one that is pulled through from another registry. Waits for
+    /// owners that cannot be reached as long as a pull's patience.
     ///
     /// # Errors
     /// [`ManifestError`].
     pub async fn resolve(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Resolved, ManifestError> {
+        if self.is_mirrored(repository) {
+            return self.resolve_mirrored(repository, reference).await;
+        }
+        match self.resolve_own(repository, reference).await {
+            // Of a registry that only the origins know.
+            Ok(resolved) if matches!(reference, Reference::Tag(_)) && is_from_source(&resolved.value) => {
+                self.resolve_mirrored(repository, reference).await
+            }
+            Err(ManifestError::NotFound) => {
+                match self.resolve_at_source(&key_of(repository, reference)).await {
+                    Ok(Some((value, stale))) => Ok(Resolved { value, stale }),
+                    Ok(None) | Err(SourceError::NoSource) => Err(ManifestError::NotFound),
+                    Err(SourceError::Denied(why)) => Err(ManifestError::Denied(why)),
+                    Err(SourceError::Unavailable(why)) => Err(ManifestError::Unavailable(why)),
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn resolve_own(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
@@ -108,6 +140,31 @@ impl Node {
             ReadError::Store(why) => ManifestError::Store(why),
             other => ManifestError::Unavailable(other.to_string()),
         })
+    }
+
+    /// The bytes of a manifest of `repository`, wherever they have to be fetched from.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub async fn read_manifest_of(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+    ) -> Result<Vec<u8>, ManifestError> {
+        let mirrored = self.is_mirrored(repository);
+        if mirrored {
+            self.have_from_source(repository, digest, Content::Manifest).await;
+        }
+        let read = self.read_manifest_bytes(digest).await;
+        if !matches!(read, Err(ManifestError::NotFound)) {
+            return read;
+        }
+        match self.fetch_from_source(repository, digest, Content::Manifest).await {
+            Ok(Fetched::Here(_)) => self.read_manifest_bytes(digest).await,
+            Ok(_) | Err(SourceError::NoSource) => read,
+            Err(SourceError::Denied(why)) => Err(ManifestError::Denied(why)),
+            Err(SourceError::Unavailable(why)) => Err(ManifestError::Unavailable(why)),
+        }
     }
 
     /// Stores a manifest, and moves `tag` to it; returns when both are safe.
@@ -284,7 +341,7 @@ pub(crate) fn media_type_of(bytes: &[u8]) -> Option<String> {
     }
 }
 
-fn tag_key(repository: &RepositoryName, tag: &TagName) -> RecordKey {
+pub(super) fn tag_key(repository: &RepositoryName, tag: &TagName) -> RecordKey {
     RecordKey { repository: repository.clone(), kind: RecordKind::Tag(tag.clone()) }
 }
 

@@ -16,6 +16,7 @@ use shoal_store::{Store, StoreConfig, Table};
 use shoal_types::{Endpoint, Role, Zone};
 use tokio::sync::{mpsc, watch};
 
+use super::uploads::home_key;
 use super::{Inner, Node};
 use crate::archive::Archive;
 use crate::clock::Clock;
@@ -32,6 +33,7 @@ use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
 use crate::replicate::{Replication, Rule};
+use crate::upstream::Upstreams;
 use crate::vault::Vault;
 use crate::{calls, membership, replicate, upkeep};
 
@@ -183,6 +185,10 @@ async fn start_control(
     if config.origin {
         control.set_heartbeat(true).await;
     }
+    if tls.identity().credential.value().roles.contains(Role::Gateway) {
+        // So that other gateways find the uploads that begin here.
+        control.provide(home_key(&control.local_peer())).await;
+    }
     Ok((control, events))
 }
 
@@ -225,7 +231,7 @@ async fn assemble(
     let links = Links::new(data.clone());
     let discovery = Arc::new(Discovery::new(control.clone(), Arc::clone(&directory), local, zone.clone()));
     let vault = match config.origin {
-        true => Some(open_vault(&config.backend, &store, &identity, &control).await?),
+        true => Some(open_vault(&config, &store, &identity, &control).await?),
         false => None,
     };
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
@@ -275,6 +281,7 @@ async fn assemble(
     Ok(Inner {
         renewer,
         uploads: store.table(Table::Misc),
+        upstreams: Upstreams::new(config.upstreams(), store.table(Table::Misc)),
         writing: Mutex::new(HashSet::new()),
         registry: Mutex::default(),
         stopping: watch::channel(false).0,
@@ -312,13 +319,16 @@ async fn open_replication(
 }
 
 async fn open_vault(
-    rules: &[String],
+    config: &Config,
     store: &Store,
     identity: &Identity,
     control: &ControlHandle,
 ) -> Result<Arc<Vault>, StartError> {
-    let rules: Result<Vec<BackendRule>, _> = rules.iter().map(|rule| rule.parse()).collect();
+    let rules: Result<Vec<BackendRule>, _> = config.backend.iter().map(|rule| rule.parse()).collect();
     let rules = rules.map_err(|error: BackendUrlError| StartError::Config(error.to_string()))?;
+    // Whatever the patterns say: nothing is kept under the name of somebody else's registry.
+    let sources = config.upstreams();
+    let rules: Vec<_> = sources.iter().map(shoal_origin::UpstreamRule::backend).chain(rules).collect();
     let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
     let table = store.table(Table::Queue);
     let queue = blocking(move || Queue::open(table, b"")).await.map_err(StartError::Store)?;

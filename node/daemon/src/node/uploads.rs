@@ -12,6 +12,11 @@ use crate::driver::blocking;
 use crate::push::KeepError;
 use crate::records::service::RecordError;
 
+mod away;
+
+pub(crate) use away::home_key;
+pub use away::{UploadName, UploadNameParseError};
+
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 256 * 1024;
 /// Media type of a blob link's record.
@@ -55,6 +60,9 @@ pub enum AppendError {
     /// Over the largest blob this mesh takes.
     #[error("{0}")]
     TooLarge(String),
+    /// The process that has the upload cannot be reached.
+    #[error("{0}")]
+    Away(String),
     /// The local store failed.
     #[error("{0}")]
     Store(String),
@@ -101,9 +109,7 @@ impl Node {
     /// # Errors
     /// [`BeginError`].
     pub async fn begin_upload(&self, repository: &RepositoryName) -> Result<UploadId, BeginError> {
-        let mut id = [0; 16];
-        id.copy_from_slice(&crate::keys::random_secret()[..16]);
-        let id = UploadId::from_bytes(id);
+        let id = UploadId::from_bytes(crate::keys::random_id());
         let (store, uploads) = (self.store().clone(), self.0.uploads.clone());
         let name = repository.as_str().as_bytes().to_vec();
         let begun = tokio::task::spawn_blocking(move || {
@@ -271,6 +277,13 @@ impl Node {
         let uploads = self.0.uploads.clone();
         let name = blocking(move || uploads.get(&upload_key(id))).await.ok().flatten()?;
         (name == repository.as_str().as_bytes()).then_some(())
+    }
+
+    /// Whether a blob is complete here and safe, as a finished upload is.
+    async fn is_finished(&self, repository: &RepositoryName, digest: Digest) -> bool {
+        let store = self.store().clone();
+        let entry = blocking(move || store.lookup(&digest)).await.ok().flatten();
+        entry.is_some_and(|entry| entry.complete) && self.link_blob(repository, digest).await.is_ok()
     }
 
     async fn forget_upload(&self, id: UploadId) {

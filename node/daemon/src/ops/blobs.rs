@@ -78,9 +78,10 @@ pub(super) async fn manifest(State(node): State<Node>, Path(image): Path<String>
         Err(error) => return refusal(StatusCode::BAD_REQUEST, error),
     };
     let found = match node.resolve(&image.repository, &image.reference).await {
-        Ok(resolved) => {
-            node.read_manifest_bytes(resolved.value.digest).await.map(|bytes| (resolved.value, bytes))
-        }
+        Ok(resolved) => node
+            .read_manifest_of(&image.repository, resolved.value.digest)
+            .await
+            .map(|bytes| (resolved.value, bytes)),
         Err(error) => Err(error),
     };
     match found {

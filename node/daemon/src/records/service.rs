@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use shoal_net::control::{ControlHandle, Origin};
 use shoal_net::identity::Identity;
 use shoal_net::revocation::Revocations;
@@ -28,6 +27,7 @@ use crate::clock::wall_now;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::links::{AskError, Links};
+use crate::locks::KeyedLocks;
 use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
 
 mod survey;
@@ -99,7 +99,7 @@ pub struct Records {
     /// Told of every record that this process keeps as an owner.
     listener: OnceLock<Box<dyn Fn(&SignedRecord) + Send + Sync>>,
     /// One write at a time a key, so that this author never uses a version twice.
-    writing: Mutex<BTreeMap<RecordKey, Arc<tokio::sync::Mutex<()>>>>,
+    writing: KeyedLocks<RecordKey>,
 }
 
 impl Records {
@@ -125,7 +125,7 @@ impl Records {
             settled: AtomicBool::new(false),
             revocations,
             listener: OnceLock::new(),
-            writing: Mutex::default(),
+            writing: KeyedLocks::default(),
         }
     }
 
@@ -359,7 +359,10 @@ impl Records {
             | Request::Collect { .. }
             | Request::Retain { .. }
             | Request::ReadyToMark
-            | Request::Replicated { .. } => {
+            | Request::Replicated { .. }
+            | Request::ResolveUpstream { .. }
+            | Request::FetchUpstream { .. }
+            | Request::Upload { .. } => {
                 return failed(Failure::Refused, "not about records");
             }
         };
@@ -397,22 +400,7 @@ impl Records {
         key: RecordKey,
         value: Option<RecordValue>,
     ) -> Result<SignedRecord, RecordError> {
-        self.exclusively(key.clone(), self.coordinate_alone(key, value)).await
-    }
-
-    /// Runs one thing at a time with a key, at this process.
-    async fn exclusively<T>(&self, key: RecordKey, work: impl Future<Output = T>) -> T {
-        let lock = Arc::clone(self.writing.lock().entry(key.clone()).or_default());
-        let result = {
-            let _one_at_a_time = lock.lock().await;
-            work.await
-        };
-        let mut writing = self.writing.lock();
-        // Two owners: the map and this call. Nobody waits any more.
-        if Arc::strong_count(&lock) <= 2 {
-            writing.remove(&key);
-        }
-        result
+        self.writing.alone(&key, self.coordinate_alone(key.clone(), value)).await
     }
 
     async fn coordinate_alone(
@@ -705,15 +693,16 @@ impl Records {
     /// As an owner: has a majority of this zone's owners, and the backend, keep a record of another zone as it is.
     async fn import(&self, record: SignedRecord) -> Result<SignedRecord, RecordError> {
         let key = record.value().key.clone();
-        self.exclusively(key, async {
-            let owners = self.zone_owners(&record.value().key.repository);
-            let newest = self.spread(&record, &owners).await?;
-            if newest.value().version == record.value().version {
-                self.make_durable(&record).await?;
-            }
-            Ok(newest)
-        })
-        .await
+        self.writing
+            .alone(&key, async {
+                let owners = self.zone_owners(&record.value().key.repository);
+                let newest = self.spread(&record, &owners).await?;
+                if newest.value().version == record.value().version {
+                    self.make_durable(&record).await?;
+                }
+                Ok(newest)
+            })
+            .await
     }
 
     fn remember(&self, record: &SignedRecord) {

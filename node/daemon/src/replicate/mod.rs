@@ -21,6 +21,7 @@ use shoal_types::{RecordKey, RecordKind, Zone};
 
 use crate::clock::wall_now;
 use crate::queue::Queue;
+use crate::upstream::SOURCE_ANNOTATION;
 
 pub(crate) use work::run;
 
@@ -192,6 +193,9 @@ impl Replication {
             RecordKind::Manifest(_) => value.value.as_ref().is_none_or(|value| value.subject.is_some()),
             RecordKind::Blob(_) => false,
         };
+        // Every zone pulls through other registries by itself.
+        let is_copied = is_copied
+            && value.value.as_ref().is_none_or(|value| !value.annotations.contains_key(SOURCE_ANNOTATION));
         if !is_copied {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, Role, Timestamp};
+use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
 
 use super::Engine;
 use crate::swarm::member::Member;
@@ -13,6 +13,11 @@ use crate::swarm::{Blob, Pending, Swarm};
 const FEW_PIECES: u32 = 64;
 /// Members of the zone that share the imports at most.
 const IMPORTERS_MAX: usize = 32;
+/// Imports are taken over when so many pieces are left for each member of the zone, and not before: until then the link is
+/// busy, and who is ahead does no good by asking too.
+const TAKE_OVER_PIECES: usize = 2;
+/// Imports that are under way at their importer at least.
+const UNDER_WAY_MIN: u32 = 4;
 /// Peers asked for the same piece at the end, at most.
 const DUPLICATES_MAX: usize = 2;
 
@@ -60,10 +65,46 @@ impl Engine {
         } else {
             blob.picker.pick(|number| allowed(number, wait, since))
         };
-        match rarest {
+        match rarest.or_else(|| self.take_over(swarm, blob, member)) {
             Some(number) => Picked::Piece(number),
             None => self.pick_pending(blob, peer, member, held_back),
         }
+    }
+
+    /// An import of somebody else's, for a process that has done its own: the link's capacity would be left to few
+    /// connections at the end, and those start slowly. The importer takes its pieces in the order of its readers, so
+    /// the last are the least likely to be under way, and its last few are left to it; and only the second in rank
+    /// takes one, lest several do.
+    fn take_over(&self, swarm: &Swarm, blob: &Blob, member: &Member) -> Option<u32> {
+        if member.same_zone
+            || blob.zone_source
+            || blob.picker.wanted() > blob.zone_ranks.others().saturating_mul(TAKE_OVER_PIECES)
+        {
+            return None;
+        }
+        let pieces = member.pieces.as_ref()?;
+        // What each importer has still to do, and the last piece of it that this process may take.
+        let mut left = vec![(0u32, None); blob.zone_ranks.others()];
+        for number in blob.picker.iter() {
+            let piece = blob.layout.piece(number)?;
+            if is_near(swarm, piece) {
+                continue;
+            }
+            // One of its own: it is not done.
+            let (count, last) = left.get_mut(blob.zone_ranks.importer(number)?)?;
+            *count = count.saturating_add(1);
+            if blob.zone_ranks.rank(number) == 1
+                && *last < Some(number)
+                && pieces.contains(piece)
+                && member.may_ask(number, self.now)
+            {
+                *last = Some(number);
+            }
+        }
+        // What an importer has under way is what this process would have: the link is the same.
+        let window = self.links.values().map(|link| link.window).max().unwrap_or(0).max(UNDER_WAY_MIN);
+        let behind = left.into_iter().filter(|(count, _)| *count > window);
+        behind.filter_map(|(count, last)| Some((count, last?))).max().map(|(_, last)| last)
     }
 
     /// A piece others were asked for: of a stalled peer at any time, of a slower one only at the very end.
@@ -124,11 +165,7 @@ impl Engine {
             return true;
         }
         let Some(piece) = blob.layout.piece(number) else { return false };
-        let near = blob.zone_source
-            || swarm
-                .members
-                .values()
-                .any(|m| m.same_zone && m.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)));
+        let near = blob.zone_source || is_near(swarm, piece);
         let rank = u32::from(blob.zone_ranks.rank(number)).saturating_add(u32::from(near));
         rank == 0 || self.now >= since + wait.saturating_mul(rank)
     }
@@ -161,4 +198,10 @@ impl Engine {
             blob.zone_ranks.update(&digest, &self.local, leechers, pieces);
         }
     }
+}
+
+/// Whether somebody of the own zone has a piece.
+fn is_near(swarm: &Swarm, piece: PieceIndex) -> bool {
+    let has = |member: &Member| member.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece));
+    swarm.members.values().any(|member| member.same_zone && has(member))
 }

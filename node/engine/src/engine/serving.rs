@@ -10,10 +10,8 @@ use crate::io::{DropReason, Effect, Event};
 use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
 use crate::swarm::Given;
 use crate::timers::Timer;
-use crate::uploads::Job;
+use crate::uploads::{Job, PROGRESS_STEPS};
 
-/// A peer that lacks at most one piece in this many is about to become a seeder.
-const NEARLY_DONE_PART: u32 = 10;
 /// Times that a first copy's receiver may take to pass it on to all others, one after the other.
 const PASSING_ON_FACTOR: u32 = 2;
 /// A second copy is never refused for longer.
@@ -37,10 +35,13 @@ impl Engine {
         let Some(member) = swarm.members.get(&peer) else { return };
         let Some(to) = member.their_channel else { return };
         let count = blob.layout.piece_count();
-        let missing = member.pieces.as_ref().map_or(count, |pieces| count.saturating_sub(pieces.count()));
-        let nearly_done = missing <= count.checked_div(NEARLY_DONE_PART).unwrap_or(0).max(1);
+        let steps = member
+            .pieces
+            .as_ref()
+            .map_or(0, |pieces| u64::from(pieces.count()).saturating_mul(PROGRESS_STEPS.into()));
+        let progress = u8::try_from(steps.checked_div(count.into()).unwrap_or(0)).unwrap_or(PROGRESS_STEPS);
         let first_copy = blob.complete && !blob.given.contains_key(&number);
-        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), nearly_done, first_copy };
+        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), progress, first_copy };
         let same_zone = member.same_zone;
         if !blob.have.contains(piece) {
             return self
@@ -53,10 +54,7 @@ impl Engine {
                 .send(peer, Message::Busy { to, piece: number, peers: vec![hint], again_millis: 0 });
         }
         if self.uploads.push(&self.config, peer, same_zone, job) {
-            // From here the piece counts as given, so that a second peer asking in the same moment is sent there.
-            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
-                blob.given.entry(number).or_insert(Given { to: peer, sent: None });
-            }
+            self.note_given(digest, peer, number);
             self.serve();
         } else {
             let again = self
@@ -66,6 +64,18 @@ impl Engine {
                 .clamp(AGAIN_MILLIS_MIN.into(), AGAIN_MILLIS_MAX.into());
             let again_millis = u32::try_from(again).unwrap_or(AGAIN_MILLIS_MAX);
             self.out.send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis });
+        }
+    }
+
+    /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of
+    /// the own zone takes the place of who is not: the zone waits for its own.
+    fn note_given(&mut self, digest: Digest, peer: PeerId, number: u32) {
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(blob) = &mut swarm.blob else { return };
+        let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
+        let before = blob.given.get(&number).map(|given| given.to);
+        if before.is_none_or(|before| is_near(&peer) && !is_near(&before)) {
+            blob.given.insert(number, Given { to: peer, since: self.now, sent: None });
         }
     }
 
@@ -79,6 +89,12 @@ impl Engine {
         let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
         let reachable = swarm.members.get(&given.to).is_some_and(|member| member.is_leecher());
         if given.to == asker || spread || !alone || !reachable {
+            return None;
+        }
+        // What crosses a link may take long: the own zone does not wait for that.
+        let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
+        let slow = || self.now.saturating_since(given.since) >= self.uploads.slot_hold(&self.config);
+        if is_near(&asker) && !is_near(&given.to) && given.sent.is_none() && slow() {
             return None;
         }
         // Whoever has it passes it on to one after the other. Until it is sent there is nothing to be impatient about.

@@ -34,6 +34,8 @@ pub(crate) enum Pending {
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) to: PeerId,
+    /// When it was granted.
+    pub(crate) since: Timestamp,
     /// When its last byte was sent; `None` while it waits or is on its way.
     pub(crate) sent: Option<Timestamp>,
 }

@@ -72,7 +72,12 @@ impl Picker {
 
     /// The rarest wanted piece that `allowed` lets pass.
     pub(crate) fn pick(&self, mut allowed: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.buckets.iter().flatten().copied().find(|piece| allowed(*piece))
+        self.iter().find(|piece| allowed(*piece))
+    }
+
+    /// The wanted pieces, rarest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
+        self.buckets.iter().flatten().copied()
     }
 
     /// Whether a wanted piece is with no partial peer.

@@ -10,7 +10,12 @@ use shoal_types::{Digest, PeerId};
 pub(crate) struct ZoneRanks {
     members: Vec<PeerId>,
     ranks: Vec<u8>,
+    /// Who comes first for each piece: a place in `members`, or [`OWN`].
+    importers: Vec<u8>,
 }
+
+/// This process itself, among the importers.
+const OWN: u8 = u8::MAX;
 
 impl ZoneRanks {
     /// Computes the ranks anew when `members` (others of the zone that still lack pieces) differ from before.
@@ -21,20 +26,34 @@ impl ZoneRanks {
         let key = word(digest.as_bytes());
         let own = mix(word(local.public_key()) ^ key);
         let others: Vec<u64> = members.iter().map(|peer| mix(word(peer.public_key()) ^ key)).collect();
-        self.ranks = (0..pieces)
-            .map(|piece| {
-                let score = |seed: u64| mix(seed ^ u64::from(piece).rotate_left(32));
-                let mine = score(own);
-                let above = others.iter().filter(|other| score(**other) > mine).count();
-                u8::try_from(above).unwrap_or(u8::MAX)
-            })
-            .collect();
+        let ranked = (0..pieces).map(|piece| {
+            let score = |seed: u64| mix(seed ^ u64::from(piece).rotate_left(32));
+            let mine = score(own);
+            let (mut above, mut first) = (0u8, (mine, OWN));
+            for (other, place) in others.iter().zip(0u8..) {
+                let theirs = score(*other);
+                above = above.saturating_add(u8::from(theirs > mine));
+                first = first.max((theirs, place));
+            }
+            (above, first.1)
+        });
+        (self.ranks, self.importers) = ranked.unzip();
         self.members = members;
     }
 
     /// How many of the zone come before this process for `piece`; zero makes it the importer.
     pub(crate) fn rank(&self, piece: u32) -> u8 {
         self.ranks.get(piece as usize).copied().unwrap_or(0)
+    }
+
+    /// Who is to import `piece`; this process itself has no place among the members.
+    pub(crate) fn importer(&self, piece: u32) -> Option<usize> {
+        self.importers.get(piece as usize).filter(|place| **place != OWN).map(|place| usize::from(*place))
+    }
+
+    /// How many others there are.
+    pub(crate) fn others(&self) -> usize {
+        self.members.len()
     }
 }
 
@@ -71,6 +90,11 @@ mod tests {
             let mut all: Vec<u8> = ranks.iter().map(|own| own.rank(piece)).collect();
             all.sort_unstable();
             assert_eq!(all, [0, 1, 2, 3, 4, 5, 6, 7]);
+            let first = peers.iter().zip(&ranks).find(|(_, own)| own.rank(piece) == 0).map(|(peer, _)| peer);
+            for (local, own) in peers.iter().zip(&ranks) {
+                let importer = own.importer(piece).map_or(local, |place| &own.members[place]);
+                assert_eq!(Some(importer), first);
+            }
         }
         for own in &ranks {
             let load = (0..4000).filter(|piece| own.rank(*piece) == 0).count();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use libp2p::core::{ConnectedPoint, Endpoint as ConnectionRole};
-use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult};
+use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, QueryStats};
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour as _, SwarmEvent};
@@ -75,7 +75,7 @@ impl Service {
     fn on_behaviour_event(&mut self, event: BehaviourEvent) {
         match event {
             BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, result, stats, .. }) => {
-                self.on_query(id, result, stats.num_successes());
+                self.on_query(id, result, &stats);
             }
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 self.on_gossip(propagation_source, &message_id, &message);
@@ -225,12 +225,15 @@ impl Service {
         }
     }
 
-    fn on_query(&mut self, query: QueryId, result: QueryResult, successes: u32) {
+    fn on_query(&mut self, query: QueryId, result: QueryResult, stats: &QueryStats) {
         match result {
             QueryResult::StartProviding(outcome) => {
                 let Some(digest) = self.announcing.remove(&query) else { return };
-                let outcome =
-                    if outcome.is_ok() && successes > 0 { Outcome::Announced } else { Outcome::Failed };
+                let outcome = if outcome.is_ok() && stats.num_successes() > 0 {
+                    Outcome::Announced
+                } else {
+                    Outcome::Failed
+                };
                 match outcome {
                     Outcome::Announced => self.stats.announcements.count(),
                     Outcome::Failed => self.stats.announcements_failed.count(),
@@ -247,7 +250,8 @@ impl Service {
                 }
             }
             QueryResult::GetProviders(_) => {
-                if successes > 0 {
+                self.stats.lookup_requests.add(stats.num_requests().into());
+                if stats.num_successes() > 0 {
                     self.lookups.answered(query);
                 }
                 self.lookups.finished(query);

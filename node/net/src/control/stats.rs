@@ -83,6 +83,8 @@ stats! {
     lookup_misses,
     /// Lookups refused because too many were under way.
     lookups_refused,
+    /// Hosts that lookups asked, of those lookups that ended.
+    lookup_requests,
     /// Providers yielded.
     providers_found,
     /// Providers whose data endpoints had to be asked of themselves.

@@ -15,6 +15,8 @@ use super::*;
 use crate::identity::Identity;
 use crate::tls::{TlsSetup, system_clock};
 
+mod scale;
+
 /// A condition that takes longer than this will not come. Generous: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(hub: Arc<Hub>, stream: Stream, (link, old): Registered, 
         outbound: remote.outbound,
     };
     let _ = hub.events.send(connected).await;
-    suit_to_zone(&hub, &link, &stream);
+    suit_to_pieces(&stream);
     let (reason, ends) = exchange(&hub, &link, stream).await;
     count(&hub, &reason);
     tracing::debug!(%peer, %reason, "a data-plane connection ended");
@@ -56,16 +56,15 @@ pub(crate) async fn run(hub: Arc<Hub>, stream: Stream, (link, old): Registered, 
     hub.forget(&peer);
 }
 
-/// Congestion control inside a zone. A piece is a burst on one of many connections that share a wire: BBR paces it by
+/// Congestion control of the data plane. A piece is a burst on one of many connections that share a wire: BBR paces it by
 /// what that connection last had, and leaves the wire idle (last of 8 hosts at 1.21 of the bound with BBR, 1.15 with
-/// CUBIC, in one run of `make bench`, 2026-11-25). Between zones the system's choice stands: those links lose packets.
-const ZONE_CONGESTION: &[u8] = b"cubic";
+/// CUBIC, in one run of `make bench`, 2026-11-25). Connections to other zones have the longer round trip, and beside
+/// CUBIC on the same wire BBR starves there, so they have CUBIC too (ADR 5).
+const CONGESTION: &[u8] = b"cubic";
 
-/// Sets a connection up for peers that are close. A system that does not allow it has its own way.
-fn suit_to_zone(hub: &Hub, link: &Link, stream: &Stream) {
-    if link.remote.credential.value().zone == hub.setup.identity().credential.value().zone {
-        let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_congestion(ZONE_CONGESTION);
-    }
+/// Sets a connection up for what it carries. A system that does not allow it has its own way.
+fn suit_to_pieces(stream: &Stream) {
+    let _ = socket2::SockRef::from(stream.get_ref().0.get_ref()).set_tcp_congestion(CONGESTION);
 }
 
 /// Both directions of a connection between two frames.

@@ -201,11 +201,12 @@ impl Results {
 
     pub(crate) fn table(&self) -> String {
         let head = format!(
-            "{:<14} {:<9} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>6}\n",
+            "{:<14} {:<9} {:>6} {:>8} {:>7} {:>8} {:>8} {:>8} {:>7} {:>9} {:>9} {:>9} {:>6}\n",
             "scenario",
             "system",
             "runs",
             "bound s",
+            "last s",
             "last /",
             "median /",
             "source /",
@@ -222,11 +223,12 @@ impl Results {
             let bound = scenario.bound().map(|bound| bound.as_secs_f64());
             let note = if figures.machine_busy > BUSY_MAX { " !" } else { "" };
             text += &format!(
-                "{:<14} {:<9} {:>6} {:>8} {:>8} {:>8} {:>8.3} {:>7} {:>9.2} {:>9.0} {:>9.1} {:>5.0}%{note}\n",
+                "{:<14} {:<9} {:>6} {:>8} {:>7.2} {:>8} {:>8} {:>8.3} {:>7} {:>9.2} {:>9.0} {:>9.1} {:>5.0}%{note}\n",
                 scenario.name,
                 system.name(),
                 runs,
                 optional(bound),
+                figures.last_secs,
                 optional(figures.last_ratio),
                 optional(figures.median_ratio),
                 figures.source_copies,

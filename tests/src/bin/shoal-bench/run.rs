@@ -21,6 +21,11 @@ use crate::{micro, plot};
 
 /// Time between the last preparation and the start, so that what was started last is quiet.
 const SETTLE: Duration = Duration::from_secs(2);
+/// A formed mesh sends less than [`QUIET_BYTES`] over links and the source's wire in this time.
+const QUIET_TIME: Duration = Duration::from_secs(2);
+const QUIET_BYTES: u64 = 400_000;
+/// A mesh that has not formed after this is broken.
+const QUIET_MAX: Duration = Duration::from_secs(60);
 /// How often the bound a rival may take before it is given up.
 const PATIENCE: f64 = 60.0;
 /// The blob's seed; every run has its own content.
@@ -121,8 +126,26 @@ pub(crate) fn start_mesh(args: &Args, program: &Path, lab: &Lab, dir: &Path, byt
         .map(|(number, host)| builder.start(&format!("gateway{number}"), Kind::Gateway, host, Some(&entry)))
         .collect::<Result<Vec<_>>>()?;
     mesh::wait_joined(&gateways, 1)?;
+    wait_quiet(lab)?;
     let digest = push_and_forget(program, args, lab, dir, &entry, bytes)?;
     Ok(Fleet { origin, gateways, digest, _door: door })
+}
+
+/// Waits until the mesh has formed: a pull begins in a fleet that stands, not in one whose every host starts that second.
+/// What the links and the source's wire carry from then on is in the figures.
+fn wait_quiet(lab: &Lab) -> Result<()> {
+    let carried = || anyhow::Ok(lab.link_bytes() + lab.wire_bytes(&lab.source)?);
+    let start = Instant::now();
+    let mut before = carried()?;
+    loop {
+        std::thread::sleep(QUIET_TIME);
+        let now = carried()?;
+        if now - before < QUIET_BYTES {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < QUIET_MAX, "{} bytes in {QUIET_TIME:?} without a pull", now - before);
+        before = now;
+    }
 }
 
 /// Pushes through a gateway that is gone afterwards: then only the origin has the blob. It runs beside the origin, so

@@ -67,5 +67,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         zoned("zones-2", 2, 16, 50, 50),
         zoned("zones-3", 3, 15, 50, 50),
         Scenario { wire: None, ..lan("unshaped-4", 4, 400, 1) },
+        // The data plane between two processes, with a store at either end.
+        Scenario { wire: None, ..lan("unshaped-1", 1, 1000, 1) },
     ]
 }

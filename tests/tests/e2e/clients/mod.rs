@@ -25,10 +25,14 @@ struct Gateways {
 }
 
 /// A directory that is taken down whatever happens: clients leave mounts in theirs.
-struct Scratch(tempfile::TempDir);
+pub(crate) struct Scratch(tempfile::TempDir);
 
 impl Scratch {
-    fn path(&self) -> &Path {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(tempfile::Builder::new().prefix("shoal-client-").tempdir()?))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -41,7 +45,7 @@ impl Drop for Scratch {
 
 impl Gateways {
     async fn start() -> Result<Self> {
-        let scratch = Scratch(tempfile::Builder::new().prefix("shoal-client-").tempdir()?);
+        let scratch = Scratch::new()?;
         if let Ok(others) = std::env::var("SHOAL_TEST_REGISTRIES") {
             let addrs: Vec<SocketAddr> = others.split(',').map(str::parse).collect::<Result<_, _>>()?;
             let addrs = addrs.try_into().ok().context("SHOAL_TEST_REGISTRIES needs three addresses")?;

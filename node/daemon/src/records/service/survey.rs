@@ -8,6 +8,7 @@ use shoal_types::{Digest, PeerId, RecordKey, RecordVersion, RepositoryName, Zone
 
 use super::{RecordError, Records};
 use crate::rpc::{Answer, Listing, PAGE_MAX, Request};
+use crate::upstream::SOURCE_ANNOTATION;
 
 /// Most records in a survey, about 300 bytes each. A mesh that has more cannot collect garbage.
 pub const SURVEY_RECORDS_MAX: usize = 8_000_000;
@@ -17,7 +18,7 @@ pub const SURVEY_RECORDS_MAX: usize = 8_000_000;
 pub struct Entry {
     /// Which state of it.
     pub version: RecordVersion,
-    /// What it names and that manifest's subject; `None` when it was deleted.
+    /// What it names and that manifest's subject; `None` when it was deleted, or is of another registry.
     pub value: Option<(Digest, Option<Digest>)>,
 }
 
@@ -31,10 +32,9 @@ pub struct Survey {
 impl Survey {
     fn take(&mut self, zone: &Zone, record: &SignedRecord) {
         let value = record.value();
-        let entry = Entry {
-            version: value.version,
-            value: value.value.as_ref().map(|value| (value.digest, value.subject)),
-        };
+        // What is pulled through from another registry is that registry's: it is only cached here.
+        let own = value.value.as_ref().filter(|value| !value.annotations.contains_key(SOURCE_ANNOTATION));
+        let entry = Entry { version: value.version, value: own.map(|value| (value.digest, value.subject)) };
         let records = self.zones.entry(zone.clone()).or_default();
         let known = records.entry(value.key.clone()).or_insert(entry);
         if known.version < entry.version {
@@ -110,15 +110,16 @@ impl Records {
     /// # Errors
     /// [`RecordError`].
     pub(crate) async fn bury(&self, key: RecordKey, seen: RecordVersion) -> Result<bool, RecordError> {
-        self.exclusively(key.clone(), async {
-            let known = self.read(&key).await?;
-            let is_same = known.record.as_ref().is_some_and(|record| record.value().version == seen);
-            if known.stale || !is_same {
-                return Ok(false);
-            }
-            self.coordinate_alone(key.clone(), None).await.map(|_| true)
-        })
-        .await
+        self.writing
+            .alone(&key, async {
+                let known = self.read(&key).await?;
+                let is_same = known.record.as_ref().is_some_and(|record| record.value().version == seen);
+                if known.stale || !is_same {
+                    return Ok(false);
+                }
+                self.coordinate_alone(key.clone(), None).await.map(|_| true)
+            })
+            .await
     }
 
     async fn survey_one(&self, origin: &Origin, survey: &mut Survey) -> Result<(), RecordError> {
