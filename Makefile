@@ -6,7 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-.PHONY: help check lint build test test-large demo bench bench-hot
+.PHONY: help check lint build test test-large fuzz demo bench bench-hot
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -16,10 +16,10 @@ check: ## format, lints and tests of the crates without I/O: about a minute
 	cargo clippy --locked $(PURE) --all-targets -- -D warnings
 	cargo test --locked $(PURE)
 
-lint: ## lints of everything, a build of its own; licences and advisories where cargo-deny is installed
+lint: ## lints of everything, a build of its own; licences, sources and advisories of dependencies
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	if command -v cargo-deny >/dev/null; then cargo deny --locked check; else echo "cargo-deny is not installed: deny.toml not checked"; fi
+	scripts/deny.sh
 
 build: ## the program
 	scripts/setup.sh build
@@ -28,6 +28,7 @@ build: ## the program
 # The end-to-end tests start the program that is built first, and refuse one that is older than its sources.
 test: ## everything, the same that CI runs; needs root for the container engines
 	scripts/setup.sh
+	scripts/deny.sh
 	cargo fmt --check
 	cargo clippy --locked $(PURE) --all-targets -- -D warnings
 	cargo build --locked --workspace --all-targets
@@ -37,6 +38,11 @@ test-large: ## the image of 1 GiB
 	scripts/setup.sh
 	cargo build --locked -p shoal
 	cargo test --locked -p shoal-tests --test e2e -- --ignored large_
+
+# FUZZ passes arguments, such as FUZZ="-s 600" for ten minutes each, or FUZZ="-s 60 frames rpc" for two targets.
+fuzz: ## libFuzzer on every decoder, a minute each, side by side; a build of its own
+	scripts/setup.sh build
+	scripts/fuzz.sh $(FUZZ)
 
 # BENCH passes arguments, such as BENCH="hosts-8 --runs 1"; `--list` shows the scenarios, `--help` the rest.
 bench: ## a fleet in network namespaces pulls one blob at once, beside aria2 and a registry; needs root, half an hour

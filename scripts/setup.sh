@@ -11,7 +11,7 @@ BUILD="build-essential clang libclang-dev cmake pkg-config curl ca-certificates"
 DEMO="busybox-static jq"
 BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
 TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps
-	docker-registry nodejs npm python3"
+	docker-registry nodejs npm python3 prometheus chromium"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
 missing() {

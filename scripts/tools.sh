@@ -1,12 +1,14 @@
 #!/bin/sh
 # Installs the servers that tests start and Debian does not have: Garage (S3), Azurite (Azure Blob Storage) and
-# fake-gcs-server (Google Cloud Storage). Idempotent; Garage takes a quarter of an hour to compile, once a machine.
+# fake-gcs-server (Google Cloud Storage); and cargo-deny. Idempotent; Garage takes a quarter of an hour to compile,
+# cargo-deny some minutes, once a machine.
 set -eu
 
 TOOLS="${SHOAL_TOOLS:-$HOME/.cache/shoal-tools}"
 GARAGE=2.5.0
 AZURITE=3.37.0
 GCS=v1.56.1
+DENY=0.20.2
 
 # Says that a version of a tool is there. A new version asks for a new installation.
 is_there() { [ -x "$TOOLS/bin/$1" ] && [ "$(cat "$TOOLS/$1.version" 2>/dev/null)" = "$2" ]; }
@@ -42,7 +44,18 @@ install_gcs() {
 	remember fake-gcs-server "$GCS"
 }
 
+install_deny() {
+	is_there cargo-deny "$DENY" && return 0
+	echo "installing cargo-deny $DENY: this compiles for a while"
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
+		CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_TARGET_DIR="$TOOLS/build-deny" \
+		cargo install cargo-deny --version "$DENY" --locked --root "$TOOLS" --force
+	rm -rf "$TOOLS/build-deny"
+	remember cargo-deny "$DENY"
+}
+
 mkdir -p "$TOOLS/bin"
+install_deny
 install_azurite
 install_gcs
 install_garage

@@ -11,6 +11,7 @@ mod replicate;
 mod show;
 mod simulate;
 mod transfer;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Command {
     Replicate(replicate::ReplicateArgs),
     /// Delete what no tag reaches from the backends of all origins, or say what would be.
     Gc(gc::GcArgs),
+    /// Explain a recent pull: where its bytes came from and what it waited for.
+    Why(why::WhyArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
     Simulate(simulate::SimulateArgs),
     /// Make and keep a mesh's keys.
@@ -102,6 +105,8 @@ enum ConfigCommand {
     Show(DaemonFlags),
     /// Print the reference of all settings.
     Reference,
+    /// Print the reference of all metrics.
+    Metrics,
 }
 
 fn main() -> ExitCode {
@@ -134,6 +139,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pulls(args) => daemon::small_runtime()?.block_on(show::pulls(args)),
         Command::Replicate(args) => daemon::small_runtime()?.block_on(replicate::run(args)),
         Command::Gc(args) => daemon::small_runtime()?.block_on(gc::run(args)),
+        Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),
         Command::Mesh(MeshCommand::Intermediate(args)) => keys::intermediate(&args),
@@ -148,6 +154,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Config(ConfigCommand::Show(flags)) => {
             print!("{}", toml::to_string_pretty(&flags.load()?)?);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Metrics) => {
+            print!("{}", shoal_daemon::metrics::table::reference());
             Ok(())
         }
         Command::Config(ConfigCommand::Reference) => {

@@ -5,8 +5,11 @@ use std::time::Duration;
 /// Limits and switches of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {
-    /// Most connections at once. Further ones wait in the listener's backlog.
+    /// Most connections at once. Beyond: the one that has waited longest for a request gives way; while none waits,
+    /// further ones wait in the listener's backlog.
     pub connections_max: usize,
+    /// Most connections of one address, loopback addresses aside. Further ones are closed at once.
+    pub connections_per_address_max: usize,
     /// Most requests at once, their response bodies included. Further ones are answered with 429.
     pub requests_max: usize,
     /// Longest wait for a whole request head, from the connection's opening or the last response on: also how long a
@@ -38,6 +41,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             connections_max: 4096,
+            connections_per_address_max: 1024,
             requests_max: 1024,
             header_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),

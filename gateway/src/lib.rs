@@ -11,9 +11,12 @@ mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod holdings;
 mod manifest;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(test, feature = "testing", feature = "fuzzing"))]
 pub mod memory;
 mod metrics;
 mod mirror;
@@ -22,6 +25,7 @@ pub mod port;
 mod range;
 mod route;
 mod routes;
+mod seats;
 mod server;
 mod service;
 mod socket;

@@ -8,7 +8,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
+use shoal_daemon::metrics::table;
+
+use crate::seats::Busy;
 
 /// A route's template, such as `/v2/<name>/blobs/<digest>`.
 pub(crate) type Route = &'static str;
@@ -26,8 +29,8 @@ struct RouteLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
+struct RefusalLabels {
+    refusal: &'static str,
 }
 
 /// Counters of a gateway. Clones share them.
@@ -41,7 +44,7 @@ pub struct GatewayMetrics {
     pub(crate) broken: Counter,
     /// Answers marked stale.
     pub(crate) stale: Counter,
-    rejected: Family<ReasonLabels, Counter>,
+    rejected: Family<RefusalLabels, Counter>,
     first_byte: Family<RouteLabels, Histogram, fn() -> Histogram>,
 }
 
@@ -49,35 +52,21 @@ impl GatewayMetrics {
     /// Counters registered in `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let own = Self::default();
-        let registry = registry.sub_registry_with_prefix("gateway");
-        registry.register("requests", "Requests answered", own.requests.clone());
-        registry.register(
-            "requests_in_flight",
-            "Requests not yet answered to the end",
-            own.in_flight.clone(),
-        );
-        registry.register("connections", "Connections open", own.connections.clone());
-        registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, own.bytes_in.clone());
-        registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, own.bytes_out.clone());
-        registry.register("responses_broken", "Responses broken off in mid-stream", own.broken.clone());
-        registry.register(
-            "stale",
-            "Manifests answered with the newest known, their owners or registry being out of reach",
-            own.stale.clone(),
-        );
-        registry.register("rejected", "Connections and requests turned away", own.rejected.clone());
-        registry.register_with_unit(
-            "first_byte",
-            "Time from a request to the first byte of its response's body",
-            Unit::Seconds,
-            own.first_byte.clone(),
-        );
+        table::GATEWAY_REQUESTS.register(registry, own.requests.clone());
+        table::GATEWAY_IN_FLIGHT.register(registry, own.in_flight.clone());
+        table::GATEWAY_CONNECTIONS.register(registry, own.connections.clone());
+        table::GATEWAY_RECEIVED.register(registry, own.bytes_in.clone());
+        table::GATEWAY_SENT.register(registry, own.bytes_out.clone());
+        table::GATEWAY_BROKEN.register(registry, own.broken.clone());
+        table::GATEWAY_STALE.register(registry, own.stale.clone());
+        table::GATEWAY_REJECTED.register(registry, own.rejected.clone());
+        table::GATEWAY_FIRST_BYTE.register(registry, own.first_byte.clone());
         own
     }
 
-    pub(crate) fn begin(&self) -> InFlight {
+    pub(crate) fn begin(&self, busy: Busy) -> InFlight {
         self.in_flight.inc();
-        InFlight { metrics: Arc::new(self.clone()) }
+        InFlight { metrics: Arc::new(self.clone()), _busy: busy }
     }
 
     pub(crate) fn answered(&self, route: Route, method: &'static str, code: u16) {
@@ -88,8 +77,8 @@ impl GatewayMetrics {
         self.first_byte.get_or_create(&RouteLabels { route }).observe(waited.as_secs_f64());
     }
 
-    pub(crate) fn rejected(&self, reason: &'static str) {
-        self.rejected.get_or_create(&ReasonLabels { reason }).inc();
+    pub(crate) fn rejected(&self, refusal: &'static str) {
+        self.rejected.get_or_create(&RefusalLabels { refusal }).inc();
     }
 }
 
@@ -115,6 +104,8 @@ impl Default for GatewayMetrics {
 /// A request under way, until it is dropped.
 pub(crate) struct InFlight {
     metrics: Arc<GatewayMetrics>,
+    /// Its connection does not give way.
+    _busy: Busy,
 }
 
 impl InFlight {

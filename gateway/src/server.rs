@@ -1,8 +1,7 @@
 //! The accept loop: connections, their limits and their end.
 
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +18,7 @@ use crate::config::GatewayConfig;
 use crate::metrics::GatewayMetrics;
 use crate::mirror::Mirrors;
 use crate::port::Mesh;
+use crate::seats::{Seat, Seats};
 use crate::service;
 use crate::socket::{Greeting, PatientStream, refuse, speaks_tls};
 use crate::tls::{ServerTls, client_names};
@@ -71,29 +71,32 @@ impl Gateway {
 /// Serves the API on `listener`, in plain HTTP or over TLS, until `shutdown` is cancelled; then accepts no more, lets responses under
 /// way end for up to [`GatewayConfig::drain_timeout`], and returns.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, shutdown: CancellationToken) {
-    let connections_max = gateway.config.connections_max.min(Semaphore::MAX_PERMITS);
-    let places = Arc::new(Semaphore::new(connections_max));
+    let seats = Seats::new(gateway.config.connections_max, gateway.config.connections_per_address_max);
     let mut connections = JoinSet::new();
+    // Accepted, and waiting for a place.
+    let mut newcomer = None;
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &places) => accepted,
-        };
-        match accepted {
-            Ok((stream, place)) => {
-                let (gateway, shutdown) = (gateway.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    gateway.metrics.connections.inc();
-                    connection(stream, &gateway, shutdown).await;
-                    gateway.metrics.connections.dec();
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                gateway.metrics.rejected("accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if newcomer.is_none() => match accepted {
+                Ok((stream, from)) => newcomer = Some((stream, from.ip().to_canonical())),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept");
+                    gateway.metrics.rejected("accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            (place, evicted) = seats.take(), if newcomer.is_some() => {
+                let Some((stream, address)) = newcomer.take() else { continue };
+                if evicted {
+                    gateway.metrics.rejected("idle");
+                }
+                let Some(seat) = seats.seat(place, address, Instant::now()) else {
+                    gateway.metrics.rejected("address");
+                    continue;
+                };
+                connections.spawn(seated(stream, gateway.clone(), seat, shutdown.clone()));
             }
         }
     }
@@ -105,17 +108,33 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, shutdown: Cance
     }
 }
 
-/// A connection and its place, once there is one.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+/// Serves the API on one connection that is open.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(stream: S, gateway: Arc<Gateway>) {
+    let about = Connection::default();
+    let seats = Seats::new(1, 1);
+    let (place, _) = seats.take().await;
+    if let Some(seat) = seats.seat(place, about.address, Instant::now()) {
+        http(stream, &gateway, &seat, about, CancellationToken::new()).await;
+    }
 }
 
-async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: CancellationToken) {
+/// A connection, until it ends or has to give way.
+async fn seated(stream: TcpStream, gateway: Arc<Gateway>, seat: Arc<Seat>, shutdown: CancellationToken) {
+    gateway.metrics.connections.inc();
+    tokio::select! {
+        () = connection(stream, &gateway, &seat, shutdown) => {}
+        () = seat.evicted() => {}
+    }
+    gateway.metrics.connections.dec();
+}
+
+async fn connection(
+    stream: TcpStream,
+    gateway: &Arc<Gateway>,
+    seat: &Arc<Seat>,
+    shutdown: CancellationToken,
+) {
     // Answers are written whole; waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
     let mut about = Connection::default();
@@ -127,7 +146,7 @@ async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: Cancell
         hello = speaks_tls(&stream, gateway.config.header_timeout) => hello,
     };
     match (hello, &gateway.tls) {
-        (Ok(true), Some(tls)) => encrypted(stream, gateway, tls, about, shutdown).await,
+        (Ok(true), Some(tls)) => encrypted(stream, gateway, seat, tls, about, shutdown).await,
         (Ok(true), None) => {
             gateway.metrics.rejected("tls_on_plain_port");
             refuse(stream, Greeting::Tls).await;
@@ -136,7 +155,7 @@ async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: Cancell
             gateway.metrics.rejected("plain_on_tls_port");
             refuse(stream, Greeting::Plain).await;
         }
-        (Ok(false), None) => http(stream, gateway, about, shutdown).await,
+        (Ok(false), None) => http(stream, gateway, seat, about, shutdown).await,
         (Err(error), _) => tracing::debug!(%error, "connection without a request"),
     }
 }
@@ -144,6 +163,7 @@ async fn connection(stream: TcpStream, gateway: &Arc<Gateway>, shutdown: Cancell
 async fn encrypted(
     stream: TcpStream,
     gateway: &Arc<Gateway>,
+    seat: &Arc<Seat>,
     tls: &ServerTls,
     mut about: Connection,
     shutdown: CancellationToken,
@@ -165,15 +185,20 @@ async fn encrypted(
     about.tls = true;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     about.certificate = shown.and_then(client_names).map(Arc::new);
-    http(stream, gateway, about, shutdown).await;
+    http(stream, gateway, seat, about, shutdown).await;
 }
 
-async fn http<S>(stream: S, gateway: &Arc<Gateway>, about: Connection, shutdown: CancellationToken)
-where
+async fn http<S>(
+    stream: S,
+    gateway: &Arc<Gateway>,
+    seat: &Arc<Seat>,
+    about: Connection,
+    shutdown: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let about = Arc::new(about);
-    let service = service_fn(|request| service::handle(gateway.clone(), about.clone(), request));
+    let service = service_fn(|request| service::handle(gateway.clone(), about.clone(), seat.busy(), request));
     let io = TokioIo::new(PatientStream::new(stream, gateway.config.write_timeout));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,8 +1,9 @@
 //! A request's way through the layers: admission, access, route, metrics.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use http::header::{CONTENT_LENGTH, HeaderName};
@@ -17,11 +18,15 @@ use crate::body::{BodyLimits, Payload, ResponseBody, drain, request_stream};
 use crate::error::{ApiError, value};
 use crate::route::{Query, ROUTE_NONE, Target, parse};
 use crate::routes;
+use crate::seats::Busy;
 use crate::server::Gateway;
 
 /// "Determining Support": `docker manifest` fails without it.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Counts requests up from anywhere, so that the ids of two gateways, or of two runs of one, are not the same.
+static REQUESTS: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0)));
 
 /// A request whose path is understood.
 pub(crate) struct Call {
@@ -65,15 +70,16 @@ impl Call {
 pub(crate) async fn handle(
     gateway: Arc<Gateway>,
     connection: Arc<Connection>,
+    busy: Busy,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    static REQUESTS: AtomicU64 = AtomicU64::new(1);
     let request_id = REQUESTS.fetch_add(1, Ordering::Relaxed);
     let started = Instant::now();
-    let in_flight = gateway.metrics.begin();
+    let in_flight = gateway.metrics.begin(busy);
     let (head, body) = request.into_parts();
     let method = head.method.clone();
-    let span = tracing::info_span!("request", id = request_id, method = %method, path = head.uri.path());
+    let id = format!("{request_id:016x}");
+    let span = tracing::info_span!("request", id, method = %method, path = head.uri.path());
     let query = Query::parse(head.uri.query());
     let target = parse(head.uri.path());
     let route = target.as_ref().map_or(ROUTE_NONE, Target::route);
@@ -100,7 +106,7 @@ pub(crate) async fn handle(
         }
     };
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    response.headers_mut().insert(REQUEST_ID, value(&format!("{request_id:016x}")));
+    response.headers_mut().insert(REQUEST_ID, value(&id));
     let status = response.status();
     gateway.metrics.answered(route, method_label(&method), status.as_u16());
     span.in_scope(|| tracing::debug!(status = status.as_u16(), waited = ?started.elapsed(), "answered"));

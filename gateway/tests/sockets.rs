@@ -39,7 +39,7 @@ async fn quirk_tls_hello_on_the_plain_port_is_answered_at_once() {
     // One read: what Go's TLS library takes for a plain HTTP server, then the end.
     assert!(text(&answer[..read]).starts_with("HTTP/1.1 400 "), "{}", text(&answer[..read]));
     assert_eq!(stream.read(&mut answer).await.unwrap(), 0);
-    assert!(gateway.counted("gateway_rejected_total{reason=\"tls_on_plain_port\"}"));
+    assert!(gateway.counted("shoal_gateway_rejected_total{refusal=\"tls_on_plain_port\"}"));
 }
 
 #[tokio::test]
@@ -53,7 +53,8 @@ async fn garbage_is_refused_counted_and_does_not_hurt_others() {
         assert!(closed, "{garbage:?}");
         assert!(answer.is_empty() || text(&answer).starts_with("HTTP/1.1 400"), "{}", text(&answer));
     }
-    until("garbage is counted", || gateway.counted("gateway_rejected_total{reason=\"garbage\"}")).await;
+    until("garbage is counted", || gateway.counted("shoal_gateway_rejected_total{refusal=\"garbage\"}"))
+        .await;
     gateway.client().get("/v2/").await.unwrap().expect_status(200).unwrap();
 }
 
@@ -183,7 +184,7 @@ async fn quirk_a_broken_response_is_seen_as_broken_and_can_be_resumed() {
     gateway.mesh.set_fault(None);
     let reply = client.send("GET", &path, &[("range", "bytes=100000-")], "").await.unwrap();
     assert_eq!(reply.expect_status(206).unwrap().body, content[100_000..]);
-    assert!(gateway.counted("gateway_responses_broken_total"));
+    assert!(gateway.counted("shoal_gateway_responses_broken_total"));
 }
 
 #[tokio::test]
@@ -339,8 +340,8 @@ async fn shutdown_ends_responses_under_way_and_then_returns() {
 async fn requests_are_counted_by_route() {
     let gateway = start().await;
     gateway.client().get("/v2/no/such/repository/tags/list").await.unwrap().expect_status(404).unwrap();
-    let labels = "gateway_requests_total{route=\"/v2/<name>/tags/list\",method=\"GET\",code=\"404\"}";
+    let labels = "shoal_gateway_requests_total{route=\"/v2/<name>/tags/list\",method=\"GET\",code=\"404\"}";
     assert!(gateway.counted(labels));
-    until("the first byte is timed", || gateway.counted("gateway_first_byte_seconds_count")).await;
-    until("nothing is in flight", || !gateway.counted("gateway_requests_in_flight")).await;
+    until("the first byte is timed", || gateway.counted("shoal_gateway_first_byte_seconds_count")).await;
+    until("nothing is in flight", || !gateway.counted("shoal_gateway_requests_in_flight")).await;
 }

@@ -17,25 +17,28 @@ pub mod metric {
     /// The label of [`RECEIVED_BYTES`] and its value for the process's own backend.
     pub const FROM_BACKEND: (&str, &str) = ("source", "backend");
     /// Manifests that were answered with the newest known; the answers have the header [`STALE`].
-    pub const STALE_ANSWERS: &str = "gateway_stale_total";
+    pub const STALE_ANSWERS: &str = "shoal_gateway_stale_total";
     /// What marks such an answer, with the value `true`.
     pub const STALE: &str = "shoal-stale";
     /// What waits to be written to an origin's backends.
     pub const QUEUE: &str = "shoal_backend_queue";
-    /// Traffic of an origin's backends; label [`BACKEND_READ`] or another count.
-    pub const BACKEND: &str = "shoal_backend";
-    /// The label of [`BACKEND`] and its value for bytes read.
-    pub const BACKEND_READ: (&str, &str) = ("what", "read_bytes");
+    /// Bytes read from an origin's backends.
+    pub const BACKEND_READ: &str = "shoal_backend_read_bytes_total";
     /// Peers dropped; label [`DROPPED_WHY`].
     pub const PEERS_DROPPED: &str = "shoal_peers_dropped_total";
     /// The label of [`PEERS_DROPPED`] and its value for a corrupt piece.
     pub const DROPPED_WHY: (&str, &str) = ("reason", "corrupt_piece");
     /// Pieces that did not have their hash.
     pub const PIECES_CORRUPT: &str = "shoal_pieces_corrupt_total";
-    /// Figures that the two planes count themselves, told apart by the label `name`.
-    pub const PLANE: &str = "shoal_figure";
-    /// How the `name` of a plane's count of strangers and garbage ends, for the control and the data plane.
-    pub const STRANGERS: [(&str, &str); 2] = [("control", "inbound_failed"), ("data", "handshakes_failed")];
+    /// Handshakes refused and members disconnected; label [`REJECTION`] tells why.
+    pub const REJECTED: &str = "shoal_handshakes_rejected_total";
+    /// The label of [`REJECTED`].
+    pub const REJECTION: &str = "rejection";
+    /// The counts of strangers and garbage of the control and the data plane.
+    pub const STRANGERS: [(&str, &str); 2] =
+        [("control", "shoal_control_inbound_failed_total"), ("data", "shoal_data_handshakes_failed_total")];
+    /// Whether an origin holds all records it should.
+    pub const SETTLED: &str = "shoal_records_settled";
     /// The ports of the ready line, in this order: `listen`, `data`, `gateway`, `ops`.
     pub const PORTS: [&str; 4] = ["control", "data", "gateway", "ops"];
 }
@@ -59,6 +62,13 @@ pub fn dev(gateways: usize, data_dir: &str, port: u16) -> Vec<String> {
 /// Arguments of `shoal put`, which pushes a file through a daemon and prints its digest.
 pub fn put(file: &str, ops: SocketAddr) -> Vec<String> {
     words(&["put", file, "--ops", &ops.to_string()])
+}
+
+/// Arguments of `shoal why`.
+pub fn why(what: &str, ops: SocketAddr, json: bool) -> Vec<String> {
+    let mut args = words(&["why", what, "--ops", &ops.to_string()]);
+    args.extend(json.then(|| "--json".to_owned()));
+    args
 }
 
 /// Arguments of `shoal get`.

@@ -3,6 +3,7 @@
 //! What the harness assumes about the program (arguments, the ready line, the ops API's JSON, metric names) is in
 //! [`contract`] and nowhere else.
 
+pub mod capture;
 pub mod clients;
 pub mod contract;
 pub mod http;

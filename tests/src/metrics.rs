@@ -40,14 +40,6 @@ impl Metrics {
         self.samples.iter().filter(fits).map(|sample| sample.value).sum()
     }
 
-    /// The sum over the samples with a label whose value ends with `suffix`.
-    pub fn sum_suffix(&self, name: &str, label: &str, suffix: &str) -> f64 {
-        let fits = |sample: &&Sample| {
-            sample.name == name && sample.labels.get(label).is_some_and(|value| value.ends_with(suffix))
-        };
-        self.samples.iter().filter(fits).map(|sample| sample.value).sum()
-    }
-
     /// The names that were scraped, for messages.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.samples.iter().map(|sample| sample.name.as_str()).collect();
@@ -92,7 +84,6 @@ mod tests {
         assert_eq!(metrics.sum_where("a_total", &[("zone", "y")]), 4.0);
         assert_eq!(metrics.sum_where("a_total", &[("zone", "y"), ("plane", "control")]), 0.0);
         assert_eq!(metrics.sum("b"), 2.5);
-        assert_eq!(metrics.sum_suffix("a_total", "plane", "ta"), 7.0);
         assert!(!metrics.has("c"));
     }
 }

@@ -129,14 +129,23 @@ impl Policy {
     /// Reads an access file and the files it names, relative to its own directory.
     pub(crate) fn load(path: &Path) -> Result<Self, AccessFileError> {
         let text = read(path)?;
-        let raw: Raw = toml::from_str(&text).map_err(|error| AccessFileError::Syntax {
+        Self::parse(path, &text, |htpasswd| read(htpasswd))
+    }
+
+    /// The same of the access file's text; `read_users` reads the htpasswd file it names.
+    fn parse(
+        path: &Path,
+        text: &str,
+        read_users: impl Fn(&Path) -> Result<String, AccessFileError>,
+    ) -> Result<Self, AccessFileError> {
+        let raw: Raw = toml::from_str(text).map_err(|error| AccessFileError::Syntax {
             path: path.to_owned(),
             why: one_line(&error.to_string()),
         })?;
         let dir = path.parent().unwrap_or(Path::new("."));
         let htpasswd = raw.htpasswd.as_ref().map(|file| dir.join(file));
-        let passwords_text = htpasswd.as_deref().map(read).transpose()?;
-        let fingerprint = fingerprint(&text, passwords_text.as_deref());
+        let passwords_text = htpasswd.as_deref().map(read_users).transpose()?;
+        let fingerprint = fingerprint(text, passwords_text.as_deref());
         let contradiction =
             |why: &str| AccessFileError::Contradiction { path: path.to_owned(), why: why.to_owned() };
         if raw.rules.len() > ENTRIES_MAX || raw.issuers.len() > ENTRIES_MAX {
@@ -185,6 +194,11 @@ impl Policy {
         };
         now() != Some(self.fingerprint)
     }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(text: &str) {
+    let _ = Policy::parse(Path::new("/nowhere/access.toml"), text, |_| Ok("# nobody\n".to_owned()));
 }
 
 fn make_issuer(raw: RawIssuer, path: &Path, dir: &Path) -> Result<Issuer, AccessFileError> {

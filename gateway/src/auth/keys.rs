@@ -244,6 +244,13 @@ fn parse(document: &[u8], from: &str) -> Result<Vec<Key>, KeyError> {
     Ok(set.keys.iter().take(KEYS_MAX).filter_map(usable).collect())
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(document: &[u8]) {
+    let keys = parse(document, "here").unwrap_or_default();
+    assert!(keys.len() <= KEYS_MAX);
+    let _ = url(&String::from_utf8_lossy(document));
+}
+
 fn usable(jwk: &Jwk) -> Option<Key> {
     let public = !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_));
     let signs = jwk.common.public_key_use.as_ref().is_none_or(|usage| *usage == PublicKeyUse::Signature);

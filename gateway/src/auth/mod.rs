@@ -45,6 +45,14 @@ const KEYS_RETRY: Duration = Duration::from_secs(5);
 /// Where this gateway gives out tokens itself.
 pub(crate) const TOKEN_PATH: &str = "/auth/token";
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(text: &str) {
+    file::fuzz(text);
+    keys::fuzz(text.as_bytes());
+    let _ = text.parse::<passwords::Passwords>();
+    let _ = jsonwebtoken::decode_header(text);
+}
+
 /// 32 bytes of the operating system's randomness.
 fn random_key() -> [u8; 32] {
     let mut key = [0; 32];

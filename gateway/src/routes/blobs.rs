@@ -3,13 +3,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::header::{HeaderName, IF_NONE_MATCH, RANGE};
 use http::{HeaderValue, Method, Response, StatusCode};
 use shoal_types::{Digest, RepositoryName};
 
 use super::content::Content;
-use super::{Answer, check_delete, empty};
+use super::{Answer, check_delete, empty, with_timing};
 use crate::body::Payload;
 use crate::error::{ApiError, Code};
 use crate::port::{BlobRead, BlobSource, ByteStream, Mesh};
@@ -17,6 +18,9 @@ use crate::range::Plan;
 use crate::service::Call;
 
 const SOURCE: HeaderName = HeaderName::from_static("shoal-source");
+
+/// What the time of opening a blob was spent on.
+const OPENED: &str = "until the blob was found and its size known";
 
 /// GET and HEAD. HEAD never downloads; the size is asked for first only where the answer depends on it.
 pub(super) async fn get(call: &Call, repository: &RepositoryName, digest: &Digest) -> Answer {
@@ -40,10 +44,13 @@ pub(super) async fn get(call: &Call, repository: &RepositoryName, digest: &Diges
         Plan::Whole => whole(&content, mesh, repository, digest).await,
         Plan::Unsatisfiable => Err(ApiError::range_not_satisfiable(size)),
         Plan::Single(range) => {
+            let since = Instant::now();
             let read = open(mesh.as_ref(), repository, digest, Some(range.clone())).await?;
+            let took = since.elapsed();
             check_range(&read, &range).map_err(|_| ApiError::range_not_satisfiable(read.size))?;
             let source = read.source;
-            Ok(with_source(content.partial(&range, size, read.stream), source))
+            let response = with_source(content.partial(&range, size, read.stream), source);
+            Ok(with_timing(response, "open", OPENED, took))
         }
         Plan::Multi(ranges) => {
             let (repository, digest) = (repository.clone(), *digest);
@@ -60,10 +67,12 @@ async fn whole(
     repository: &RepositoryName,
     digest: &Digest,
 ) -> Answer {
+    let since = Instant::now();
     let read = open(mesh.as_ref(), repository, digest, None).await?;
+    let took = since.elapsed();
     let mut response = content.response(StatusCode::OK);
     *response.body_mut() = Payload::Stream { length: read.size, stream: read.stream };
-    Ok(with_source(response, read.source))
+    Ok(with_timing(with_source(response, read.source), "open", OPENED, took))
 }
 
 async fn open(

@@ -1,5 +1,7 @@
 //! Manifests: "Pulling manifests", "Pushing Manifests", "Deleting tags" and "manifests" (end-3, end-7, end-9).
 
+use std::time::Instant;
+
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, future, stream};
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -7,7 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use shoal_types::{Digest, DigestHasher, Reference, RepositoryName};
 
 use super::content::Content;
-use super::{Answer, check_delete, created, empty};
+use super::{Answer, check_delete, created, empty, with_timing};
 use crate::body::{BodyFault, BodyLimits, Payload, drain, request_stream};
 use crate::error::{ApiError, Code, value};
 use crate::manifest::{Manifest, Target};
@@ -20,6 +22,10 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const STALE: HeaderName = HeaderName::from_static("shoal-stale");
 /// How many of a manifest's references are looked up at once.
 const LOOKUPS_MAX: usize = 16;
+
+/// What the times of a manifest are spent on.
+const RESOLVED: &str = "until it was known what the tag or digest names";
+const READ: &str = "until the manifest's bytes were here";
 
 /// GET and HEAD, by tag or digest. What was pushed is served whatever `Accept` says: there is nothing to choose from.
 pub(super) async fn get(call: &Call, repository: &RepositoryName, reference: &str) -> Answer {
@@ -35,19 +41,27 @@ pub(super) async fn get(call: &Call, repository: &RepositoryName, reference: &st
     };
     let immutable = matches!(parsed, Reference::Digest(_));
     if let (Reference::Digest(digest), &Method::GET) = (&parsed, &call.method) {
+        let since = Instant::now();
         let (info, bytes) = mesh.read_manifest(repository, digest).await.map_err(failed)?;
-        return serve(call, &content(&info, true), &info, bytes);
+        let response = serve(call, &content(&info, true), &info, bytes)?;
+        return Ok(with_timing(response, "read", READ, since.elapsed()));
     }
+    let since = Instant::now();
     let info = mesh.resolve(repository, &parsed).await.map_err(failed)?;
+    let resolved = since.elapsed();
     let content = content(&info, immutable);
     if let Some(response) = content.not_modified(call) {
         return Ok(with_stale(call, response, &info));
     }
     if call.method == Method::HEAD {
-        return Ok(with_stale(call, content.head(info.size), &info));
+        let response = with_stale(call, content.head(info.size), &info);
+        return Ok(with_timing(response, "resolve", RESOLVED, resolved));
     }
+    let since = Instant::now();
     let (_, bytes) = mesh.read_manifest(repository, &info.digest).await.map_err(failed)?;
-    serve(call, &content, &info, bytes)
+    let read = since.elapsed();
+    let response = with_timing(serve(call, &content, &info, bytes)?, "resolve", RESOLVED, resolved);
+    Ok(with_timing(response, "read", READ, read))
 }
 
 fn content(info: &ManifestInfo, immutable: bool) -> Content {

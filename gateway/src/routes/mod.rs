@@ -18,6 +18,21 @@ use crate::service::Call;
 /// `Docker-Content-Digest`.
 pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// `Server-Timing` (W3C): where the time until the response's head went.
+pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// Adds an entry to [`SERVER_TIMING`]: a name, what it is, and how long it took.
+pub(crate) fn with_timing(
+    mut response: Response<Payload>,
+    name: &'static str,
+    what: &'static str,
+    took: std::time::Duration,
+) -> Response<Payload> {
+    let entry = format!("{name};desc=\"{what}\";dur={:.1}", took.as_secs_f64() * 1000.0);
+    response.headers_mut().append(SERVER_TIMING, value(&entry));
+    response
+}
+
 /// What a route returns.
 pub(crate) type Answer = Result<Response<Payload>, ApiError>;
 

@@ -77,6 +77,9 @@ impl Node {
                 let endpoints =
                     self.directory().get(&peer).map(|member| member.endpoints).unwrap_or_default();
                 let pusher = PeerHint { peer, zone: credential.zone.clone(), endpoints, complete: true };
+                if !metainfo.is_whole() {
+                    return failed(Failure::Refused, "a push without the hashes of all pieces".to_owned());
+                }
                 match vault.anchor(*metainfo, repository.as_ref(), Some(pusher), self.driver()).await {
                     Ok(vouched) => {
                         // It is the mesh's own from now on.
@@ -86,6 +89,7 @@ impl Node {
                     Err(error) => anchor_failed(&error),
                 }
             }
+            Request::Traffic => Answer::Traffic(self.metrics().traffic()),
             Request::Renew => self.renew(peer, credential),
             Request::Replicated { job, version } => {
                 if !credential.roles.contains(Role::Origin) || credential.zone != self.zone() {

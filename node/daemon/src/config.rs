@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 pub use shoal_origin::UpstreamRule;
 use shoal_types::{Endpoint, Zone};
@@ -145,6 +146,10 @@ settings! {
     /// `docker.io`.
     #[serde(skip_serializing_if = "Option::is_none")]
     hub_mirror("hub-mirror", Text, "HOST:PORT"): Option<SocketAddr> = None;
+    /// Tags that, once pushed, nobody moves or deletes: regular expressions for the whole of `REPOSITORY:TAG`, as in
+    /// `prod/.*:v[0-9.]+`. Origins hold to it, so all of them should have the same.
+    #[serde(deserialize_with = "one_or_many")]
+    immutable_tag("immutable-tag", List, "PATTERN"): Vec<String> = vec![];
     /// Number of origins that must have a pushed blob or tag on stable storage before the push is acknowledged.
     replicas("replicas", Number, "N"): usize = 1;
     /// Most bytes of blobs kept on disk; without it, what the file system has.
@@ -332,6 +337,11 @@ impl Config {
                 return Err(ConfigError::Value(format!("upstream: {error}")));
             }
         }
+        for pattern in &self.immutable_tag {
+            if let Err(error) = whole(pattern) {
+                return Err(ConfigError::Value(format!("immutable-tag: {pattern:?} is no pattern: {error}")));
+            }
+        }
         if self.hub_mirror.is_some() && !self.upstreams().iter().any(|rule| rule.host() == DOCKER_HUB) {
             return conflict("hub-mirror is set, but upstream has no docker.io: add it");
         }
@@ -360,6 +370,11 @@ impl Config {
     /// The registries that are pulled through. Those that do not parse are left out; [`Config::load`] refuses them.
     pub fn upstreams(&self) -> Vec<UpstreamRule> {
         self.upstream.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// The tags that are immutable. Patterns that do not parse are left out; [`Config::load`] refuses them.
+    pub fn immutable_tags(&self) -> Vec<Regex> {
+        self.immutable_tag.iter().filter_map(|pattern| whole(pattern).ok()).collect()
     }
 
     /// The settings' reference as Markdown: `docs/CONFIGURATION.md`.
@@ -433,6 +448,11 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// A pattern for the whole of a text.
+fn whole(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!("^(?:{pattern})$"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,6 +507,7 @@ mod tests {
         assert!(origin("[\"a=fs:/x\", \"ftp:/x\"]").contains("ftp"));
         assert!(origin("7").contains("a text or a list"));
         assert!(line(load("upstream = \"s3://x\"", &[], &[])).contains("upstream"));
+        assert!(line(load("immutable-tag = \"prod/(\"", &[], &[])).contains("immutable-tag"));
         assert!(line(load("hub-mirror = \"127.0.0.1:1\"", &[], &[])).contains("docker.io"));
     }
 

@@ -93,7 +93,7 @@ impl Discovery {
     }
 }
 
-fn rank_by_zone(key: &[u8], own: &Zone, origins: impl Iterator<Item = Origin>) -> Vec<Origin> {
+pub(crate) fn rank_by_zone(key: &[u8], own: &Zone, origins: impl Iterator<Item = Origin>) -> Vec<Origin> {
     let mut zones: BTreeMap<(bool, Zone), BTreeMap<PeerId, Origin>> = BTreeMap::new();
     for origin in origins {
         let foreign = origin.zone != *own;

@@ -5,7 +5,7 @@
 
 mod act;
 
-pub(crate) use act::blocking;
+pub(crate) use act::{blocking, open};
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::future::{BoxFuture, Shared};
 use shoal_engine::engine::Engine;
 use shoal_engine::io::{BufferId, Input, ReaderId, ReaderWant};
-use shoal_engine::message::Channel;
+use shoal_engine::message::{Channel, Message};
 use shoal_net::data::{DataEvent, DataHandle, PieceBuf};
+use shoal_net::revocation::Revocations;
 use shoal_store::Store;
 use shoal_types::{Digest, PeerId, PieceIndex};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,9 +27,10 @@ use crate::directory::{Directory, Member};
 use crate::discovery::Discovery;
 use crate::links::Links;
 use crate::metrics::Metrics;
-use crate::pulls::Pulls;
+use crate::pulls::{Moment, Pulls};
 use crate::reader::{Progress, Reader};
 use crate::vault::Vault;
+use crate::vouchers;
 
 /// Facts and questions waiting for the engine; senders wait when it is full.
 const INBOX: usize = 4096;
@@ -116,6 +118,8 @@ pub(crate) struct Parts {
     pub(crate) vault: Option<Arc<Vault>>,
     pub(crate) pulls: Arc<Pulls>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Whose metainfo is not taken.
+    pub(crate) revocations: Revocations,
     /// Blobs whose place in the store is being made: what needs it waits.
     pub(crate) creating: HashMap<Digest, Shared<BoxFuture<'static, ()>>>,
     /// Keeps partial blobs from being evicted while they arrive.
@@ -220,7 +224,15 @@ impl Driver {
     }
 
     fn fact(&mut self, fact: Input) {
+        self.parts.metrics.note_fact(&fact);
+        self.watch(Moment::Fact(&fact));
         self.parts.engine.handle_input(self.parts.clock.now(), fact);
+    }
+
+    /// Has the accounts of pulls take note.
+    fn watch(&self, moment: Moment<'_>) {
+        let limited = self.parts.engine.waits_for_budget();
+        self.parts.pulls.watch(self.parts.clock.now(), limited, moment);
     }
 
     /// Turns what the data plane reports into facts.
@@ -251,6 +263,12 @@ impl Driver {
             DataEvent::ConnectFailed { peer, .. } => {
                 self.parts.links.failed(peer);
                 self.fact(Input::ConnectFailed { peer });
+            }
+            DataEvent::Message { peer, message: Message::Metainfo { to, metainfo } }
+                if vouchers::is_revoked(&self.parts.revocations, &metainfo) =>
+            {
+                self.parts.metrics.metainfo_revoked.inc();
+                self.fact(Input::MetainfoRefused { peer, channel: to });
             }
             DataEvent::Message { peer, message } => self.fact(Input::Message { peer, message }),
             DataEvent::PieceProgress { peer, channel, piece, bytes } => {

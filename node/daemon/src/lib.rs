@@ -10,6 +10,9 @@ pub mod config;
 pub mod directory;
 pub mod discovery;
 pub mod driver;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 pub mod keys;
 pub mod links;
@@ -31,3 +34,4 @@ pub mod rpc;
 mod upkeep;
 mod upstream;
 pub mod vault;
+mod vouchers;

@@ -12,6 +12,7 @@ use crate::clock::wall_now;
 use crate::keys;
 use crate::node::Node;
 use crate::rpc::{Answer, Failure, Request};
+use crate::vouchers;
 
 /// Between two looks at the credential's file and at the clock.
 const ROUND: Duration = Duration::from_secs(1);
@@ -60,12 +61,18 @@ impl CredentialFile {
 pub(crate) async fn keep_credential(node: Node) {
     let mut file = CredentialFile::default();
     let mut next_ask = tokio::time::Instant::now();
+    let mut list = node.tls().revocations().version();
     loop {
         tokio::select! {
             () = node.stopping() => return,
             () = tokio::time::sleep(ROUND) => {}
         }
         file.follow(&node.config().identity, node.tls());
+        let newest = node.tls().revocations().version();
+        if newest != list {
+            list = newest;
+            vouchers::renew(&node).await;
+        }
         let credential = node.identity().credential.clone();
         let value = credential.value();
         let lifetime = value.not_after.saturating_since(value.not_before);

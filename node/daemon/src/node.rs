@@ -20,6 +20,7 @@ use shoal_types::{IssuingKey, PeerId, Zone};
 use tokio::sync::watch;
 
 pub use blobs::{OpenError, StatError};
+pub(crate) use images::MANIFEST_BYTES_MAX;
 pub use images::{ManifestError, Resolved};
 pub use start::StartError;
 pub use uploads::{AppendError, BeginError, FinishError, UploadName, UploadNameParseError};

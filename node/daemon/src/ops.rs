@@ -2,21 +2,22 @@
 //! authentication, so keep it there.
 
 mod blobs;
+mod browse;
+mod console;
+mod limited;
+mod live;
+mod why;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
 use shoal_net::control::ControlHandle;
@@ -26,7 +27,7 @@ use shoal_types::{
 };
 use tokio::net::TcpListener;
 
-use crate::metrics::{BackendLabel, FIGURE_HELP, FigureLabel, KindLabel};
+use self::limited::Limited;
 use crate::node::{ManifestError, Node};
 use crate::pulls::Pull;
 use crate::replicate::Job;
@@ -44,8 +45,8 @@ pub async fn serve(node: Node, address: SocketAddr) -> std::io::Result<SocketAdd
     let stopping = node.clone();
     let router = router(node);
     tokio::spawn(async move {
-        let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { stopping.stopping().await });
+        let served = axum::serve(Limited::new(listener), router)
+            .with_graceful_shutdown(async move { stopping.stopping().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the ops listener failed");
         }
@@ -68,21 +69,15 @@ pub async fn serve_door(control: ControlHandle, address: SocketAddr) -> std::io:
         .route("/api/v1/revocations", put(|State(control): State<ControlHandle>, body| revoke(control, body)))
         .with_state(control);
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = axum::serve(Limited::new(listener), router).await {
             tracing::error!(%error, "the ops listener failed");
         }
     });
     Ok(local)
 }
 
-async fn door_metrics(State(control): State<ControlHandle>) -> Response {
-    let figures = Family::<FigureLabel, Gauge<u64, AtomicU64>>::default();
-    for (name, value) in control.stats().iter() {
-        figures.get_or_create(&FigureLabel { part: "control", name }).set(value);
-    }
-    let mut registry = Registry::default();
-    registry.sub_registry_with_prefix("shoal").register("figure", FIGURE_HELP, figures);
-    encode(&registry)
+async fn door_metrics(State(control): State<ControlHandle>, headers: HeaderMap) -> Response {
+    crate::metrics::door(&control, &headers)
 }
 
 fn router(node: Node) -> Router {
@@ -94,6 +89,14 @@ fn router(node: Node) -> Router {
         .route("/api/v1/peers", get(peers))
         .route("/api/v1/swarms", get(swarms))
         .route("/api/v1/pulls", get(pulls))
+        .route("/api/v1/why/{*what}", get(why::explain))
+        .route("/api/v1/live", get(live::follow))
+        .route("/api/v1/repositories", get(browse::repositories))
+        .route("/api/v1/tags", get(browse::tags))
+        .route("/api/v1/image", get(browse::image))
+        .route("/", get(console::page))
+        .route("/console.css", get(console::style))
+        .route("/console.js", get(console::script))
         .route("/api/v1/blobs/{digest}", get(blobs::read))
         .route("/api/v1/blobs/{digest}", put(blobs::write))
         .route("/api/v1/manifests/{*image}", get(blobs::manifest))
@@ -134,76 +137,8 @@ async fn unready_backend(node: &Node) -> Option<String> {
     None
 }
 
-async fn metrics(State(node): State<Node>) -> Response {
-    refresh(&node).await;
-    encode(&node.registry().lock())
-}
-
-fn encode(registry: &Registry) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, registry) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
-}
-
-/// Copies what other parts count themselves.
-async fn refresh(node: &Node) {
-    let metrics = node.metrics();
-    let usage = node.store().usage();
-    metrics.store_blobs.set(i64::try_from(usage.blobs).unwrap_or(i64::MAX));
-    metrics.store_bytes.set(i64::try_from(usage.used_bytes).unwrap_or(i64::MAX));
-    let small = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    metrics.connections.set(small(node.links().connected().len()));
-    metrics.origins.set(small(node.control().origins().len()));
-    metrics.members.set(small(node.directory().len()));
-    let copy = |part: &'static str, name: &'static str, value: u64| {
-        metrics.figures.get_or_create(&FigureLabel { part, name }).set(value);
-    };
-    for (name, value) in node.control().stats().iter() {
-        copy("control", name, value);
-    }
-    for (name, _, value) in node.data().stats().iter() {
-        copy("data", name, value);
-    }
-    for (reason, value) in node.tls().rejections().iter() {
-        copy("tls", reason.name(), value);
-    }
-    if let Some(vault) = node.vault() {
-        let queue = vault.queue().status(node.clock().wall());
-        metrics.queue.get_or_create(&KindLabel { kind: "blob" }).set(small(queue.blobs));
-        metrics.queue.get_or_create(&KindLabel { kind: "record" }).set(small(queue.records));
-        metrics.queue_age.set(queue.oldest_ms as f64 / 1000.0);
-        copy("queue", "retries", queue.retries);
-        for member in vault.backends().all() {
-            let traffic = &member.traffic;
-            for (what, value) in [
-                ("read_bytes", traffic.read_bytes()),
-                ("written_bytes", traffic.written_bytes()),
-                ("failures", traffic.failures()),
-            ] {
-                let label = BackendLabel { backend: member.backend.describe(), what };
-                metrics.backends.get_or_create(&label).set(value);
-            }
-        }
-    }
-    if let Some(replication) = node.replication() {
-        let status = replication.status();
-        copy("replication", "waiting", status.waiting as u64);
-        copy("replication", "oldest_ms", status.oldest_ms);
-        copy("replication", "copied", status.copied);
-        copy("replication", "blobs", status.blobs);
-        copy("replication", "bytes", status.bytes);
-        copy("replication", "retries", status.retries);
-    }
-    copy("records", "settled", u64::from(node.records().is_settled()));
-    copy("records", "recovered", node.records().archive().map_or(0, |archive| archive.recovered()));
-    copy("store", "refused_no_space", usage.refused_no_space);
-    copy("store", "refused_uploads", usage.refused_uploads);
-    copy("store", "pieces_lost", usage.pieces_lost);
+async fn metrics(State(node): State<Node>, headers: HeaderMap) -> Response {
+    crate::metrics::node(&node, &headers).await
 }
 
 #[derive(Serialize)]
@@ -269,13 +204,19 @@ struct StoreStatus {
 }
 
 async fn status(State(node): State<Node>) -> Response {
-    let Some(control) = node.control().status().await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the control plane has stopped\n").into_response();
-    };
+    match status_of(&node).await {
+        Some(status) => Json(status).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the control plane has stopped\n").into_response(),
+    }
+}
+
+/// What a node is and has; `None` when it is stopping.
+async fn status_of(node: &Node) -> Option<Status> {
+    let control = node.control().status().await?;
     let usage = node.store().usage();
     let swarms = node.driver().look(|engine| engine.swarms().count()).await.unwrap_or_default();
     let texts = |list: &[shoal_types::Endpoint]| list.iter().map(ToString::to_string).collect();
-    Json(Status {
+    Some(Status {
         version: env!("CARGO_PKG_VERSION"),
         peer: node.peer_id(),
         zone: node.zone().to_string(),
@@ -313,7 +254,6 @@ async fn status(State(node): State<Node>) -> Response {
         queue: node.vault().map(|vault| vault.queue().status(node.clock().wall())),
         replication: node.replication().map(|replication| replication.status()),
     })
-    .into_response()
 }
 
 #[derive(Serialize)]

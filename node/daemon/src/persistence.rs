@@ -112,6 +112,14 @@ fn decode<T: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Option<T> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let _ = decode::<StoredProvider>(bytes);
+    let _ = decode::<StoredProvided>(bytes);
+    let _ = decode::<Vec<KnownPeer>>(bytes);
+    let _ = shoal_types::SignedRevocations::from_bytes(bytes);
+}
+
 fn digest_key(digest: &Digest) -> Vec<u8> {
     digest.multihash().to_bytes()
 }

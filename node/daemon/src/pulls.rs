@@ -1,12 +1,23 @@
-//! Where the bytes of recent blobs came from: what `/api/v1/pulls` and the demo show.
+//! Where the bytes of recent blobs came from, and what each pull waited for: what `/api/v1/pulls` and `shoal why` show.
+
+mod account;
+mod verdict;
+mod watch;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use shoal_engine::io::{Event, Report};
-use shoal_types::{Digest, PeerId, Zone};
+use shoal_types::{Digest, PeerId, Timestamp, Zone};
+
+pub use account::Phase;
+use account::Stretch;
+pub use verdict::Verdict;
+pub(crate) use watch::Moment;
+use watch::Watch;
 
 /// Most blobs remembered.
 pub const PULLS_MAX: usize = 512;
@@ -14,7 +25,7 @@ pub const PULLS_MAX: usize = 512;
 pub const SOURCES_MAX: usize = 64;
 
 /// What a peer gave of a blob.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Share {
     /// The peer's zone.
     pub zone: Option<Zone>,
@@ -22,6 +33,25 @@ pub struct Share {
     pub bytes: u64,
     /// Pieces.
     pub pieces: u64,
+    /// Time in which the download waited for this peer, shared out when it waited for several, in milliseconds.
+    pub waited_ms: f64,
+    /// Requests that it did not answer in time.
+    pub timeouts: u64,
+}
+
+/// How the newest local read of a blob went, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Read {
+    /// Payload bytes that the client has taken.
+    pub bytes: u64,
+    /// Until the blob's size was known and the first byte could be waited for.
+    pub opened_ms: f64,
+    /// Waiting for bytes that were not here yet.
+    pub arriving_ms: f64,
+    /// Reading from the local disk.
+    pub disk_ms: f64,
+    /// Waiting for the client to take more.
+    pub client_ms: f64,
 }
 
 /// One recent blob.
@@ -49,17 +79,26 @@ pub struct Pull {
     pub timeouts: u64,
     /// Why it failed, if it did.
     pub failed: Option<String>,
+    /// What the download waited for, in milliseconds.
+    pub phases: BTreeMap<Phase, f64>,
+    /// The newest read by a local client.
+    pub read: Option<Read>,
 }
 
 /// The recent blobs, oldest first.
 #[derive(Debug, Default)]
-pub struct Pulls(Mutex<IndexMap<Digest, Pull>>);
+pub struct Pulls {
+    recent: Mutex<IndexMap<Digest, Pull>>,
+    watch: Mutex<Watch>,
+    /// Time spent in each phase by all pulls since the start.
+    spent: Mutex<BTreeMap<Phase, Duration>>,
+}
 
 impl Pulls {
     /// Takes note of an engine's report.
     pub fn note(&self, report: &Report) {
         let at = millis(report);
-        let mut pulls = self.0.lock();
+        let mut pulls = self.recent.lock();
         match &report.event {
             Event::SwarmStarted { digest } => {
                 entry(&mut pulls, digest, at);
@@ -73,7 +112,13 @@ impl Pulls {
             Event::PieceServed { digest, bytes, .. } => {
                 entry(&mut pulls, digest, at).served_bytes += u64::from(*bytes);
             }
-            Event::RequestTimedOut { digest, .. } => entry(&mut pulls, digest, at).timeouts += 1,
+            Event::RequestTimedOut { digest, peer, .. } => {
+                let pull = entry(&mut pulls, digest, at);
+                pull.timeouts += 1;
+                if let Some(share) = share(pull, peer) {
+                    share.timeouts += 1;
+                }
+            }
             Event::BlobCompleted { digest, size, .. } => {
                 let pull = entry(&mut pulls, digest, at);
                 pull.size = Some(*size);
@@ -86,15 +131,57 @@ impl Pulls {
 
     /// Takes note of bytes a local client read of a blob that was complete here.
     pub fn note_local(&self, digest: &Digest, size: u64, bytes: u64, at_ms: u64) {
-        let mut pulls = self.0.lock();
+        let mut pulls = self.recent.lock();
         let pull = entry(&mut pulls, digest, at_ms);
         pull.size = Some(size);
         pull.local_bytes += bytes;
     }
 
+    /// Takes note of how a local read went, when it is over.
+    pub(crate) fn note_read(&self, digest: &Digest, size: u64, at_ms: u64, read: Read) {
+        let mut pulls = self.recent.lock();
+        let pull = entry(&mut pulls, digest, at_ms);
+        pull.size = Some(size);
+        self.add(Phase::Client, Duration::from_secs_f64(read.client_ms / 1000.0));
+        pull.read = Some(read);
+    }
+
+    /// Takes note of what happens to downloads; `limited`: the configured rate of receiving is used up.
+    pub(crate) fn watch(&self, now: Timestamp, limited: bool, moment: Moment<'_>) {
+        self.watch.lock().take(now, limited, moment, |digest, stretch| self.spend(now, digest, &stretch));
+    }
+
+    fn spend(&self, now: Timestamp, digest: &Digest, stretch: &Stretch<'_>) {
+        self.add(stretch.phase, stretch.time);
+        let mut pulls = self.recent.lock();
+        let pull = entry(&mut pulls, digest, since_start(now));
+        let millis = stretch.time.as_secs_f64() * 1000.0;
+        *pull.phases.entry(stretch.phase).or_default() += millis;
+        for peer in &stretch.peers {
+            if let Some(share) = share(pull, peer) {
+                share.waited_ms += millis / stretch.peers.len() as f64;
+            }
+        }
+    }
+
+    fn add(&self, phase: Phase, time: Duration) {
+        *self.spent.lock().entry(phase).or_default() += time;
+    }
+
+    /// Time spent in each phase by all pulls since the start.
+    pub fn spent(&self) -> Vec<(Phase, Duration)> {
+        let spent = self.spent.lock();
+        Phase::ALL.into_iter().map(|phase| (phase, spent.get(&phase).copied().unwrap_or_default())).collect()
+    }
+
+    /// What is known of one blob's pull.
+    pub fn get(&self, digest: &Digest) -> Option<Pull> {
+        self.recent.lock().get(digest).cloned()
+    }
+
     /// The recent blobs, newest first.
     pub fn recent(&self) -> Vec<(Digest, Pull)> {
-        self.0.lock().iter().rev().map(|(digest, pull)| (*digest, pull.clone())).collect()
+        self.recent.lock().iter().rev().map(|(digest, pull)| (*digest, pull.clone())).collect()
     }
 }
 
@@ -103,15 +190,22 @@ fn note_piece(pull: &mut Pull, from: Option<&PeerId>, zone: Option<Zone>, bytes:
         pull.backend_bytes += bytes;
         return;
     };
-    let name = peer.to_string();
-    if pull.peers.len() >= SOURCES_MAX && !pull.peers.contains_key(&name) {
+    let Some(share) = share(pull, peer) else {
         pull.others_bytes += bytes;
         return;
-    }
-    let share = pull.peers.entry(name).or_default();
+    };
     share.zone = zone;
     share.bytes += bytes;
     share.pieces += 1;
+}
+
+/// A peer's share, while there is room to tell it apart.
+fn share<'a>(pull: &'a mut Pull, peer: &PeerId) -> Option<&'a mut Share> {
+    let name = peer.to_string();
+    if pull.peers.len() >= SOURCES_MAX && !pull.peers.contains_key(&name) {
+        return None;
+    }
+    Some(pull.peers.entry(name).or_default())
 }
 
 fn entry<'a>(pulls: &'a mut IndexMap<Digest, Pull>, digest: &Digest, at_ms: u64) -> &'a mut Pull {
@@ -130,18 +224,23 @@ fn entry<'a>(pulls: &'a mut IndexMap<Digest, Pull>, digest: &Digest, at_ms: u64)
         served_bytes: 0,
         timeouts: 0,
         failed: None,
+        phases: BTreeMap::new(),
+        read: None,
     })
 }
 
 fn millis(report: &Report) -> u64 {
-    u64::try_from(report.at.since_start().as_millis()).unwrap_or(u64::MAX)
+    since_start(report.at)
+}
+
+fn since_start(at: Timestamp) -> u64 {
+    u64::try_from(at.since_start().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shoal_types::{PieceLayout, Timestamp};
-    use std::time::Duration;
+    use shoal_types::PieceLayout;
 
     #[test]
     fn shares_add_up_and_room_is_bounded() {

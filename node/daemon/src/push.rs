@@ -15,6 +15,7 @@ use crate::node::Node;
 use crate::queue::Item;
 use crate::rpc::{Answer, Failure, Request};
 use crate::vault::{AnchorError, is_shared};
+use crate::vouchers;
 
 /// How long an owner may take to fetch and store a blob, beyond [`ANCHOR_SECONDS_PER_GIB`].
 const ANCHOR_TIMEOUT: Duration = Duration::from_secs(60);
@@ -186,7 +187,8 @@ impl Node {
 
     /// From now on this process can give the blob to anybody.
     async fn learn_vouched(&self, vouched: VouchedMetainfo) {
-        if vouched.check(&self.identity().mesh).is_err() {
+        let revoked = vouchers::is_revoked(self.tls().revocations(), &vouched);
+        if revoked || vouched.check(&self.identity().mesh).is_err() {
             return;
         }
         let vouched = Arc::new(vouched);

@@ -323,6 +323,14 @@ impl<I> std::fmt::Debug for Queue<I> {
 /// The queue, shared.
 pub type SharedQueue = Arc<Queue>;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(item) = minicbor::decode::<Item>(bytes) {
+        assert!(minicbor::decode::<Item>(&crate::rpc::encode(&item)).is_ok_and(|again| again == item));
+    }
+    let _ = minicbor::decode::<Row>(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

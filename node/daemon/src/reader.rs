@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use shoal_engine::io::{ReadError, ReaderId};
@@ -10,7 +11,9 @@ use shoal_store::Store;
 use shoal_types::{Digest, Metainfo};
 use tokio::sync::watch;
 
+use crate::clock::Clock;
 use crate::driver::DriverHandle;
+use crate::pulls::{Pulls, Read};
 
 /// Bytes read from the store at a time: a piece of the smallest size.
 const READ_BYTES: u64 = 256 * 1024;
@@ -91,6 +94,55 @@ enum Source {
     Arriving(Reader),
 }
 
+/// When a read was wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    at: Instant,
+    /// Milliseconds since the process started.
+    started_ms: u64,
+}
+
+impl Wanted {
+    /// This moment.
+    pub(crate) fn now(clock: &Clock) -> Self {
+        let started_ms = u64::try_from(clock.now().since_start().as_millis()).unwrap_or(u64::MAX);
+        Self { at: Instant::now(), started_ms }
+    }
+}
+
+/// How a read goes; it is noted when the read is over.
+pub(crate) struct ReadLog {
+    pulls: Arc<Pulls>,
+    wanted: Wanted,
+    opened: Duration,
+    arriving: Duration,
+    disk: Duration,
+    client: Duration,
+    bytes: u64,
+    /// When the client last got something; it has not asked for more yet.
+    given: Option<Instant>,
+}
+
+impl ReadLog {
+    /// The log of a read that can begin now.
+    pub(crate) fn new(pulls: Arc<Pulls>, wanted: Wanted) -> Self {
+        let opened = wanted.at.elapsed();
+        let none = Duration::ZERO;
+        Self { pulls, wanted, opened, arriving: none, disk: none, client: none, bytes: 0, given: None }
+    }
+
+    fn summary(&self) -> Read {
+        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+        Read {
+            bytes: self.bytes,
+            opened_ms: millis(self.opened),
+            arriving_ms: millis(self.arriving),
+            disk_ms: millis(self.disk),
+            client_ms: millis(self.client),
+        }
+    }
+}
+
 /// A read of a range of a blob, in order, as the bytes become available.
 pub struct BlobReader {
     store: Store,
@@ -100,15 +152,16 @@ pub struct BlobReader {
     end: u64,
     readable: u64,
     source: Source,
+    log: ReadLog,
     /// Keeps the blob from being evicted under the read.
     _pin: shoal_store::Pin,
 }
 
 impl BlobReader {
-    pub(crate) fn local(store: Store, digest: Digest, size: u64, range: Range<u64>) -> Self {
+    pub(crate) fn local(store: Store, digest: Digest, size: u64, range: Range<u64>, log: ReadLog) -> Self {
         let pin = store.pin(&digest);
         let (next, end) = (range.start, range.end.min(size));
-        Self { store, digest, size, next, end, readable: size, source: Source::Local, _pin: pin }
+        Self { store, digest, size, next, end, readable: size, source: Source::Local, log, _pin: pin }
     }
 
     pub(crate) fn arriving(
@@ -117,10 +170,12 @@ impl BlobReader {
         size: u64,
         range: Range<u64>,
         reader: Reader,
+        log: ReadLog,
     ) -> Self {
         let pin = store.pin(&digest);
         let (next, end) = (range.start, range.end.min(size));
-        Self { store, digest, size, next, end, readable: next, source: Source::Arriving(reader), _pin: pin }
+        let source = Source::Arriving(reader);
+        Self { store, digest, size, next, end, readable: next, source, log, _pin: pin }
     }
 
     /// Blob size in bytes.
@@ -146,10 +201,15 @@ impl BlobReader {
         if self.next >= self.end {
             return Ok(None);
         }
-        if self.next >= self.readable {
-            if let Source::Arriving(reader) = &mut self.source {
-                self.readable = reader.beyond(self.next).await.map_err(io::Error::other)?;
-            }
+        if let Some(given) = self.log.given.take() {
+            self.log.client += given.elapsed();
+        }
+        if self.next >= self.readable
+            && let Source::Arriving(reader) = &mut self.source
+        {
+            let since = Instant::now();
+            self.readable = reader.beyond(self.next).await.map_err(io::Error::other)?;
+            self.log.arriving += since.elapsed();
         }
         let until = self.readable.min(self.end).min(self.next + READ_BYTES);
         let (store, digest, range) = (self.store.clone(), self.digest, self.next..until);
@@ -157,8 +217,12 @@ impl BlobReader {
             let mut bytes = Vec::new();
             store.read(&digest, range, &mut bytes).map(|()| bytes)
         };
+        let since = Instant::now();
         let bytes =
             tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        self.log.disk += since.elapsed();
+        self.log.bytes += bytes.len() as u64;
+        self.log.given = Some(Instant::now());
         self.next = until;
         if let Source::Arriving(reader) = &self.source {
             reader.moved(self.next);
@@ -182,5 +246,15 @@ impl BlobReader {
                 Err(error) => Some((Err(error), None)),
             }
         })
+    }
+}
+
+impl Drop for BlobReader {
+    fn drop(&mut self) {
+        if let Some(given) = self.log.given.take_if(|_| self.next < self.end) {
+            // It left while there was more.
+            self.log.client += given.elapsed();
+        }
+        self.log.pulls.note_read(&self.digest, self.size, self.log.wanted.started_ms, self.log.summary());
     }
 }

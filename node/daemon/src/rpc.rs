@@ -7,7 +7,7 @@ use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::record::SignedRecord;
 use shoal_types::{
     Digest, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName,
-    SignedCredential, VouchedMetainfo,
+    SignedCredential, VouchedMetainfo, WallTime,
 };
 
 /// Most records in one page.
@@ -47,6 +47,10 @@ pub enum Request {
         /// Its new value; `None` deletes.
         #[n(1)]
         value: Option<RecordValue>,
+        /// The place of the write among all of this register, picked by who asks: whoever of the owners carries it out,
+        /// and however often, it is one write.
+        #[n(2)]
+        stamp: Option<Stamp>,
     },
     /// "Keep this record." Asked of an owner by another owner.
     #[n(3)]
@@ -191,6 +195,20 @@ pub enum Request {
         #[n(1)]
         version: RecordVersion,
     },
+    /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
+    #[n(21)]
+    Traffic,
+}
+
+/// The part of a record's version that the asker picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Stamp {
+    /// One above the greatest counter that a majority of the owners knew of.
+    #[n(0)]
+    pub counter: u64,
+    /// When the asker began, by its clock.
+    #[n(1)]
+    pub written: WallTime,
 }
 
 /// What is done with an upload. Each may be asked twice.
@@ -322,6 +340,23 @@ pub enum Found {
     Unsure,
 }
 
+/// What a member has received and given, in payload bytes since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Traffic {
+    /// Received from peers and origins, by their zone: at most 65 entries.
+    #[n(0)]
+    pub received: Vec<(String, u64)>,
+    /// Read from its own backend.
+    #[n(1)]
+    pub backend: u64,
+    /// Sent to peers.
+    #[n(2)]
+    pub served: u64,
+    /// Swarms it takes part in.
+    #[n(3)]
+    pub swarms: u64,
+}
+
 /// How far a blob of an upstream registry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 pub enum Fetched {
@@ -394,6 +429,9 @@ pub enum Answer {
     /// To `Retain`, `ReadyToMark` and `Replicated`.
     #[n(12)]
     Ready,
+    /// To `Traffic`: counts since the process started.
+    #[n(15)]
+    Traffic(#[n(0)] Traffic),
     /// It could not be done.
     #[n(5)]
     Failed {
@@ -466,6 +504,7 @@ mod tests {
             },
             Request::ListRepositories { after: Some(repository.clone()), limit: 1 },
             Request::ListAllRepositories { after: Some(repository.clone()), limit: 1 },
+            Request::Traffic,
             Request::PeekRecord {
                 key: RecordKey { repository: repository.clone(), kind: RecordKind::Blob(digest) },
             },
@@ -482,7 +521,9 @@ mod tests {
         for request in requests {
             assert_eq!(decode::<Request>(&encode(&request)).unwrap(), request);
         }
+        let traffic = Traffic { received: vec![("eu".into(), 7)], backend: 1, served: 2, swarms: 3 };
         for answer in [
+            Answer::Traffic(traffic),
             Answer::Failed { kind: Failure::NoSpace, message: "full".into() },
             Answer::Upstream { value: None, stale: true },
             Answer::Fetched(Fetched::Here(7)),

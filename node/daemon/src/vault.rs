@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use shoal_engine::io::{Input, LocalBlob, LookupSource, Opened, ReadError, ReaderWant};
 use shoal_engine::message::PeerHint;
 use shoal_net::identity::Identity;
-use shoal_origin::{BackendError, BackendSet, Member, WriteMode};
+use shoal_origin::{BackendError, BackendSet, Content, Member, WriteMode};
 use shoal_store::{Pin, Store};
 use shoal_types::{
     Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, RepositoryName, Signed,
@@ -22,6 +22,8 @@ use crate::driver::{DriverHandle, blocking};
 use crate::gc::condemned::Condemned;
 use crate::locks::KeyedLocks;
 use crate::queue::{Item, SharedQueue};
+
+pub(crate) mod live;
 
 /// Bytes read from a backend at a time while a metainfo is made anew: a piece of the largest size.
 const SCAN_BYTES: u64 = 4 * 1024 * 1024;
@@ -62,6 +64,10 @@ pub struct Vault {
     identity: Identity,
     /// One anchoring at a time a blob: the second asker waits and finds it done.
     busy: KeyedLocks<Digest>,
+    /// Blobs that are read for the first time, and passed on meanwhile.
+    reading: Mutex<BTreeMap<Digest, live::Reading>>,
+    /// One at a time begins to read a blob.
+    beginning: KeyedLocks<Digest>,
     /// Who has blobs that are being read, so that not every piece asks all backends.
     holders: Mutex<BTreeMap<Digest, Member>>,
     /// What nothing reaches, and since when.
@@ -93,18 +99,20 @@ impl Vault {
         let (busy, holders) = (KeyedLocks::default(), Mutex::default());
         let queued = queue.blobs().into_iter().map(|digest| (digest, store.pin(&digest))).collect();
         let (sweeping, collecting) = (RwLock::default(), tokio::sync::Mutex::default());
-        let queued = Mutex::new(queued);
+        let (reading, beginning) = (Mutex::default(), KeyedLocks::default());
         Self {
             backends,
             queue,
             store,
             identity,
             busy,
+            reading,
+            beginning,
             holders,
             condemned,
             sweeping,
             collecting,
-            queued,
+            queued: Mutex::new(queued),
             news,
         }
     }
@@ -153,11 +161,6 @@ impl Vault {
         }
     }
 
-    /// Whether the backend has the blob; `false` also when it does not answer.
-    pub async fn holds(&self, digest: &Digest) -> bool {
-        matches!(self.find(digest).await, Ok(Some(_)))
-    }
-
     /// Size of a blob in the backends, `None` when they have none. A source of other people's images is only asked for
     /// a blob of its own repositories.
     ///
@@ -177,8 +180,17 @@ impl Vault {
     }
 
     /// What the backend has of a blob the store does not have.
-    pub async fn open(&self, digest: Digest) -> Opened {
-        match self.metainfo(digest).await {
+    pub(crate) async fn open(self: &Arc<Self>, digest: Digest, driver: &DriverHandle) -> Opened {
+        let found = match self.find(&digest).await {
+            Ok(Some((holder, size))) => match self.stored_metainfo(&holder, digest, size).await {
+                // It has to be read to know its pieces. It is passed on meanwhile.
+                Ok(None) => return self.open_live(holder, digest, driver).await,
+                found => found,
+            },
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match found {
             Ok(Some(vouched)) => {
                 let metainfo = Arc::new(vouched.value().clone());
                 let pieces = metainfo.empty_bitfield();
@@ -195,6 +207,46 @@ impl Vault {
                 tracing::warn!(%digest, %error, "the backend cannot be asked for a blob");
                 Opened::Absent { owner: true, backend_down: true }
             }
+        }
+    }
+
+    async fn open_live(self: &Arc<Self>, holder: Member, digest: Digest, driver: &DriverHandle) -> Opened {
+        let source = live::Source { member: holder, repository: None, content: Content::Blob };
+        match self.read_live(digest, source, driver.clone()).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Opened::Absent { owner: true, backend_down: false },
+            Err(error) => {
+                tracing::warn!(%digest, %error, "the backend does not give a blob");
+                return Opened::Absent { owner: true, backend_down: error.is_retryable() };
+            }
+        }
+        let store = self.store.clone();
+        match blocking(move || store.lookup(&digest)).await {
+            Ok(Some(entry)) => Opened::Here(LocalBlob {
+                in_backend: !entry.complete,
+                metainfo: entry.metainfo,
+                vouched: entry.vouched,
+                pieces: entry.pieces,
+                complete: entry.complete,
+            }),
+            _ => Opened::Absent { owner: true, backend_down: true },
+        }
+    }
+
+    /// Whether what the store lacks of a blob comes from a backend or a source; begins to read it where its pieces are not
+    /// known.
+    pub(crate) async fn supplies(self: &Arc<Self>, metainfo: &Metainfo, driver: &DriverHandle) -> bool {
+        let digest = metainfo.digest();
+        if self.is_read_live(&digest) {
+            return true;
+        }
+        match self.find(&digest).await {
+            Ok(Some((holder, _))) if !metainfo.is_whole() => {
+                let source = live::Source { member: holder, repository: None, content: Content::Blob };
+                matches!(self.read_live(digest, source, driver.clone()).await, Ok(Some(_)))
+            }
+            Ok(found) => found.is_some(),
+            Err(_) => false,
         }
     }
 
@@ -223,9 +275,27 @@ impl Vault {
     /// The metainfo stored beside a blob, vouched for by this origin; made anew when it is missing or damaged.
     async fn metainfo(&self, digest: Digest) -> Result<Option<VouchedMetainfo>, BackendError> {
         let Some((holder, size)) = self.find(&digest).await? else { return Ok(None) };
+        if let Some(stored) = self.stored_metainfo(&holder, digest, size).await? {
+            return Ok(Some(stored));
+        }
+        let made = scan(&holder, digest, size).await?;
+        Ok(made.map(|metainfo| self.vouch(metainfo)))
+    }
+
+    /// The metainfo beside a blob in a backend, unless it is missing or damaged.
+    async fn stored_metainfo(
+        &self,
+        holder: &Member,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Option<VouchedMetainfo>, BackendError> {
         if let Some(bytes) = holder.backend.metainfo(&digest).await? {
             match SignedMetainfo::from_bytes(&bytes) {
-                Ok(signed) if signed.value().digest() == digest && signed.value().size() == size => {
+                Ok(signed)
+                    if signed.value().digest() == digest
+                        && signed.value().size() == size
+                        && signed.value().is_whole() =>
+                {
                     return Ok(Some(self.vouch(signed.value().clone())));
                 }
                 Ok(_) => {
@@ -236,8 +306,7 @@ impl Vault {
                 }
             }
         }
-        let made = scan(&holder, digest, size).await?;
-        Ok(made.map(|metainfo| self.vouch(metainfo)))
+        Ok(None)
     }
 
     /// What nothing reaches.

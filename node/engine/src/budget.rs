@@ -37,6 +37,11 @@ impl Bucket {
         Some(now + Duration::from_secs_f64(-self.tokens / rate) + Duration::from_micros(1))
     }
 
+    /// Whether the last takings have used it up, as of the last [`Self::wait`].
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rate_per_sec.is_some() && self.tokens <= 0.0
+    }
+
     /// Takes `bytes`. The caller has asked [`Self::wait`].
     pub(crate) fn take(&mut self, bytes: u32) {
         if self.rate_per_sec.is_some() {

@@ -160,6 +160,7 @@ impl Engine {
                 let digest = metainfo.digest();
                 self.metainfo_learned(digest, metainfo, vouched, None);
             }
+            Input::MetainfoRefused { peer, channel } => self.metainfo_refused(peer, channel),
             Input::PeersFound { digest, source, peers } => {
                 self.peers_found(digest, Some(source), peers);
             }

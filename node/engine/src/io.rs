@@ -167,6 +167,14 @@ pub enum Input {
         /// The voucher, when an origin has signed it.
         vouched: Option<Arc<VouchedMetainfo>>,
     },
+    /// A peer sent metainfo that is not to be used, for a reason that says nothing about the peer: its signer has been
+    /// revoked. The peer is left; the blob's metainfo may still come from others.
+    MetainfoRefused {
+        /// Who sent it.
+        peer: PeerId,
+        /// On which of our channels.
+        channel: Channel,
+    },
     /// A lookup found peers. Addresses may be missing when the peer is connected anyway.
     PeersFound {
         /// The blob.
@@ -349,7 +357,8 @@ pub enum Effect {
         /// The blob.
         digest: Digest,
     },
-    /// Make room for a blob: create the partial blob in the store before its first piece.
+    /// Make room for a blob: create the partial blob in the store before its first piece; or replace the live metainfo of
+    /// one that is there by a longer one, before the pieces that it adds.
     CreateBlob {
         /// The metainfo.
         metainfo: Arc<Metainfo>,

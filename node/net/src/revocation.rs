@@ -53,6 +53,11 @@ impl Revocations {
         self.0.state.read().list.clone()
     }
 
+    /// The version of the list in force; zero without one.
+    pub fn version(&self) -> u64 {
+        self.0.state.read().list.as_ref().map_or(0, |list| list.value().version)
+    }
+
     /// Whether a credential is revoked: its holder's key, or the intermediate's that issued it.
     pub fn is_revoked(&self, peer: &PeerId, credential: &SignedCredential) -> bool {
         let state = self.0.state.read();

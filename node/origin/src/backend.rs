@@ -70,10 +70,8 @@ impl BackendError {
         matches!(self, Self::Unavailable { .. })
     }
 
-    pub(crate) fn unavailable(
-        what: impl fmt::Display,
-        source: impl Into<Box<dyn Error + Send + Sync>>,
-    ) -> Self {
+    /// What `what` is about cannot be had now.
+    pub fn unavailable(what: impl fmt::Display, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Unavailable { what: what.to_string(), source: source.into() }
     }
 
@@ -81,7 +79,8 @@ impl BackendError {
         Self::Denied { what: what.to_string(), source: source.into() }
     }
 
-    pub(crate) fn invalid(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+    /// `what` is not as it has to be.
+    pub fn invalid(what: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self::Invalid { what: what.to_string(), why: why.to_string() }
     }
 }

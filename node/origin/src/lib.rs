@@ -10,6 +10,9 @@ mod backend;
 pub mod conformance;
 mod dal;
 mod fs;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 pub mod layout;
 mod limited;

@@ -24,6 +24,8 @@ mod credentials;
 mod ecr;
 
 use auth::Authenticator;
+#[cfg(feature = "fuzzing")]
+pub(crate) use auth::fuzz_challenge;
 
 /// Largest manifest that is read (distribution specification v1.1, "Pushing Manifests").
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;

@@ -78,7 +78,7 @@ impl Store {
     }
 
     /// Makes a partial blob with no pieces, and room for all of them; one that is here already is left as it is
-    /// (and gets the voucher if it had none). It may be evicted whenever it is not pinned: pin first.
+    /// (and gets the voucher if it had none, and a longer metainfo in the place of a live one). It may be evicted whenever it is not pinned: pin first.
     ///
     /// # Errors
     /// [`CreateError`]: no room even after eviction, other pieces under way, or a failure.
@@ -245,17 +245,25 @@ impl Inner {
         &self,
         slot: &Slot,
         state: &State,
-        metainfo: &Metainfo,
+        metainfo: &Arc<Metainfo>,
         vouched: Option<Arc<VouchedMetainfo>>,
     ) -> Result<(), CreateError> {
         if slot.doomed.swap(false, Ordering::AcqRel) {
             self.save_record(slot, state)?;
         }
         let meta = self.meta(slot)?;
-        if *meta.metainfo != *metainfo {
+        if *meta.metainfo != **metainfo {
             // A complete blob needs no pieces: whatever cut it has is right.
-            let complete = matches!(state, State::Complete);
-            return if complete { Ok(()) } else { Err(CreateError::Conflict(slot.digest)) };
+            if matches!(state, State::Complete) || meta.metainfo.extends(metainfo) {
+                return Ok(());
+            }
+            if !metainfo.extends(&meta.metainfo) {
+                return Err(CreateError::Conflict(slot.digest));
+            }
+            self.db.put_metainfo(&slot.digest, &record_of(metainfo, vouched.as_deref()))?;
+            self.remember_meta(slot.digest, Arc::new(Meta { metainfo: Arc::clone(metainfo), vouched }));
+            self.touch(slot);
+            return Ok(());
         }
         if let (None, Some(vouched)) = (&meta.vouched, vouched) {
             self.vouch(slot, vouched)?;

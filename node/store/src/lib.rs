@@ -24,6 +24,9 @@ mod error;
 mod evict;
 mod finish;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod lru;
 mod pin;

@@ -42,6 +42,9 @@ impl std::fmt::Debug for PieceHash {
 }
 
 /// A blob's digest, size, cut and piece hashes.
+///
+/// A *live* metainfo has the hashes of the first pieces only: an origin makes it while it still reads the blob from
+/// somewhere, and replaces it by longer ones until it is whole. An origin makes it whole only when the digest is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metainfo {
     digest: Digest,
@@ -134,6 +137,35 @@ impl Metainfo {
         Ok(Self { digest, layout, hashes })
     }
 
+    /// A metainfo of the first pieces' hashes.
+    ///
+    /// # Errors
+    /// [`MetainfoError::HashCount`]: there are more than pieces.
+    pub fn live(digest: Digest, layout: PieceLayout, hashes: Vec<PieceHash>) -> Result<Self, MetainfoError> {
+        if hashes.len() > layout.piece_count() as usize {
+            return Err(MetainfoError::HashCount { got: hashes.len(), wanted: layout.piece_count() });
+        }
+        Ok(Self { digest, layout, hashes })
+    }
+
+    /// Number of pieces, from the first on, whose hashes are known.
+    pub fn known_pieces(&self) -> u32 {
+        // No more than the layout's pieces.
+        u32::try_from(self.hashes.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether all hashes are known: it is not live any more.
+    pub fn is_whole(&self) -> bool {
+        self.known_pieces() == self.layout.piece_count()
+    }
+
+    /// Whether this says all that `shorter` says of the same blob, and perhaps more.
+    pub fn extends(&self, shorter: &Self) -> bool {
+        self.digest == shorter.digest
+            && self.layout == shorter.layout
+            && self.hashes.starts_with(&shorter.hashes)
+    }
+
     /// The metainfo of a blob in memory.
     ///
     /// # Errors
@@ -224,7 +256,7 @@ impl<'b, C> minicbor::Decode<'b, C> for Metainfo {
         if !rest.is_empty() {
             return Err(minicbor::decode::Error::message("piece hashes are not whole").at(at));
         }
-        Self::new(form.digest, layout, hashes.iter().map(|hash| PieceHash(*hash)).collect()).map_err(refuse)
+        Self::live(form.digest, layout, hashes.iter().map(|hash| PieceHash(*hash)).collect()).map_err(refuse)
     }
 }
 
@@ -250,6 +282,11 @@ impl MetainfoBuilder {
             hashes: Vec::new(),
             seen: 0,
         }
+    }
+
+    /// The hashes of the pieces that are whole.
+    pub fn hashes(&self) -> &[PieceHash] {
+        &self.hashes
     }
 
     /// Adds the next bytes of the blob.
@@ -362,6 +399,26 @@ mod tests {
         assert_eq!(borrowed, Err(VouchError::OtherSigner(signer.peer_id())));
         let foreign = vouch(&MeshKey::from_secret(&[9; 32]), &signer, Role::Origin).check(&public);
         assert_eq!(foreign, Err(VouchError::OtherMesh));
+    }
+
+    #[test]
+    fn live_ones_grow_until_they_are_whole() {
+        let data = vec![7; 600_000];
+        let whole = Metainfo::of_bytes(Algorithm::Sha256, &data).unwrap();
+        let live = |pieces: usize| {
+            Metainfo::live(whole.digest(), whole.layout(), whole.hashes.get(..pieces).unwrap().to_vec())
+                .unwrap()
+        };
+        assert_eq!((live(0).known_pieces(), live(2).known_pieces()), (0, 2));
+        assert!(!live(2).is_whole() && whole.is_whole() && live(3) == whole);
+        assert!(whole.extends(&live(0)) && live(2).extends(&live(1)) && live(1).extends(&live(1)));
+        assert!(!live(1).extends(&live(2)));
+        let other = Metainfo::live(whole.digest(), whole.layout(), vec![PieceHash::of(b"x")]).unwrap();
+        assert!(!whole.extends(&other) && !live(1).extends(&other));
+        let first = whole.layout().piece(0).unwrap();
+        assert!(live(1).verifies(first, &data[..1 << 18]) && !live(0).verifies(first, &data[..1 << 18]));
+        assert_eq!(minicbor::decode::<Metainfo>(&minicbor::to_vec(live(1)).unwrap()).unwrap(), live(1));
+        assert!(Metainfo::live(whole.digest(), whole.layout(), vec![PieceHash::of(b"x"); 4]).is_err());
     }
 
     proptest! {

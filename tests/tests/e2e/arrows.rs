@@ -48,6 +48,18 @@ const ARROWS: &[(&str, &[&str])] = &[
             "shoal-gateway",
         ],
     ),
+    (
+        "shoal-fuzz",
+        &[
+            "shoal-types",
+            "shoal-engine",
+            "shoal-store",
+            "shoal-net",
+            "shoal-origin",
+            "shoal-daemon",
+            "shoal-gateway",
+        ],
+    ),
 ];
 
 /// The crates that do no I/O.

@@ -89,7 +89,7 @@ async fn pushes_and_pulls_over_azblob_on_azurite() -> Result<()> {
 
 /// Bytes that an origin has read from its backends so far.
 async fn read_from_backend(mesh: &Mesh, origin: &str) -> Result<f64> {
-    Ok(mesh.node(origin)?.metrics().await?.sum_where(metric::BACKEND, &[metric::BACKEND_READ]))
+    Ok(mesh.node(origin)?.metrics().await?.sum(metric::BACKEND_READ))
 }
 
 /// Empties the disks of these origins, so that blobs are only in their buckets.

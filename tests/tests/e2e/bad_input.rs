@@ -116,9 +116,9 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
         let memory = system::memory_bytes(node.pid()?, "VmRSS")?;
         for (plane, addr) in node.ready().ports()? {
             let strangers =
-                metric::STRANGERS.iter().find(|(port, _)| *port == plane).map(|(_, reason)| *reason);
+                metric::STRANGERS.iter().find(|(port, _)| *port == plane).map(|(_, count)| *count);
             let before = match strangers {
-                Some(reason) => node.metrics().await?.sum_suffix(metric::PLANE, "name", reason),
+                Some(count) => node.counted(count).await?,
                 None => 0.0,
             };
             // Connections that say nothing and stay must not keep the others out.
@@ -129,10 +129,10 @@ async fn rubbish_on_every_port_is_counted_and_survived() -> Result<()> {
                 }
             }
             drop(silent);
-            if let Some(reason) = strangers {
+            if let Some(count) = strangers {
                 let what = format!("{name} counts strangers on its {plane} port");
                 wait_until(&what, PATIENCE, async || {
-                    let now = node.metrics().await?.sum_suffix(metric::PLANE, "name", reason);
+                    let now = node.counted(count).await?;
                     Ok((now > before).then_some(()))
                 })
                 .await?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use shoal_tests::contract::metric;
 use shoal_tests::process::run_program;
 use shoal_tests::wait::PATIENCE;
 use shoal_tests::{Mesh, NodeSpec, wait_until};
@@ -19,7 +20,7 @@ fn text(path: &Path) -> String {
 
 /// How often a process of the mesh has disconnected somebody whose credential was no longer good.
 async fn turned_away(mesh: &Mesh, name: &str, reason: &str) -> Result<f64> {
-    Ok(mesh.node(name)?.metrics().await?.sum_where("shoal_figure", &[("part", "tls"), ("name", reason)]))
+    Ok(mesh.node(name)?.metrics().await?.sum_where(metric::REJECTED, &[(metric::REJECTION, reason)]))
 }
 
 /// Whether `name` has a connection on either plane with the process `peer`.

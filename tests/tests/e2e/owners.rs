@@ -12,7 +12,7 @@ use crate::MIB;
 async fn wait_settled(mesh: &Mesh, name: &str, blobs: f64) -> Result<()> {
     wait_until(&format!("{name} has taken over"), TRANSFER, async || {
         let metrics = mesh.node(name)?.metrics().await?;
-        let settled = metrics.sum_where(metric::PLANE, &[("part", "records"), ("name", "settled")]);
+        let settled = metrics.sum(metric::SETTLED);
         let stored = metrics.sum("shoal_store_blobs");
         ensure!(settled == 1.0 && stored >= blobs, "settled: {settled}, blobs: {stored}");
         Ok(Some(()))

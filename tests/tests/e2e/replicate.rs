@@ -123,28 +123,21 @@ async fn what_is_pushed_while_a_zone_is_cut_off_arrives_later_whoever_of_the_sou
     let (one, two) = (build(931)?, build(932)?);
     app.push_image("1", &one).await?;
     app.push_image("1", &two).await?;
-    wait_until("the copy is tried again and again", PATIENCE, async || {
-        let mut retries = 0;
+    let queued = wait_until("the copy is tried again and again", PATIENCE, async || {
+        // A majority of the owners queued it before the push was answered.
+        let (mut waiting, mut retries) = (Vec::new(), Vec::new());
         for name in sources {
             let status = replication(&mesh, name).await?;
-            ensure!(status["waiting"] == 1, "{status}");
-            retries += status["retries"].as_u64().unwrap_or_default();
+            waiting.extend((status["waiting"] == 1).then_some(name));
+            retries.extend((status["retries"].as_u64() >= Some(3)).then_some(name));
         }
-        ensure!(retries >= 3, "{retries} retries");
-        Ok(Some(()))
+        ensure!(waiting.len() >= 2 && !retries.is_empty(), "waiting at {waiting:?}, retried at {retries:?}");
+        Ok(Some((waiting, retries)))
     })
     .await?;
-    // The queue is on the disks, and any of its owners is enough.
-    let leader = {
-        let mut leader = "o0";
-        for name in sources {
-            if replication(&mesh, name).await?["retries"].as_u64() > Some(0) {
-                leader = name;
-            }
-        }
-        leader
-    };
-    let left = sources.iter().copied().find(|name| *name != leader).unwrap_or("o1");
+    // The queue is on the disks, and any of its owners is enough, also one that has not tried.
+    let (waiting, retries) = queued;
+    let left = *waiting.iter().find(|name| !retries.contains(name)).unwrap_or(&waiting[0]);
     for name in sources.iter().filter(|name| **name != left) {
         mesh.kill(name).await?;
     }

@@ -16,6 +16,7 @@ use shoal_daemon::rpc::{self, Answer, Failure, Request};
 use shoal_net::data::{DataConfig, DataEvent, DataPlane};
 use shoal_net::identity::Identity;
 use shoal_net::tls::{self, Plane, TlsSetup, system_clock};
+use shoal_tests::contract::metric;
 use shoal_tests::image::{Blob, noise};
 use shoal_tests::wait::PATIENCE;
 use shoal_tests::{Mesh, NodeSpec, wait_until};
@@ -204,9 +205,9 @@ async fn no_kind_of_stranger_hears_a_byte_on_either_plane() -> Result<()> {
 async fn refusals(mesh: &Mesh, name: &str, reason: &str) -> Result<f64> {
     let metrics = mesh.node(name)?.metrics().await?;
     Ok(if name.starts_with('b') {
-        metrics.sum_where("shoal_figure", &[("name", "inbound_failed")])
+        metrics.sum(metric::STRANGERS[0].1)
     } else {
-        metrics.sum_where("shoal_figure", &[("part", "tls"), ("name", reason)])
+        metrics.sum_where(metric::REJECTED, &[(metric::REJECTION, reason)])
     })
 }
 
@@ -275,8 +276,8 @@ async fn a_plain_member_can_ask_but_neither_push_nor_vouch() -> Result<()> {
     let record = Record { key: key.clone(), version, value: Some(value(forged)) };
     let metainfo = shoal_types::Metainfo::of_bytes(shoal_types::Algorithm::Sha256, b"forged")?;
     for request in [
-        Request::WriteRecord { key: key.clone(), value: Some(value(forged)) },
-        Request::WriteRecord { key: key.clone(), value: None },
+        Request::WriteRecord { key: key.clone(), value: Some(value(forged)), stamp: None },
+        Request::WriteRecord { key: key.clone(), value: None, stamp: None },
         Request::PutRecord { record: Signed::sign(record, &member.keypair) },
         Request::Anchor { metainfo: Box::new(metainfo), repository: Some("app".parse()?) },
     ] {

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use shoal_engine::io::{BufferId, DropReason, Effect, Event, Input, LocalBlob, Opened};
 use shoal_engine::message::Channel;
+use shoal_net::revocation::Revocations;
 use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
 
 use super::{Driver, DriverHandle};
+use crate::pulls::Moment;
 use crate::vault::Vault;
+use crate::vouchers;
 
 impl Driver {
     pub(super) fn act(&mut self, effect: Effect) {
+        self.watch(Moment::Wish(&effect));
         match effect {
             Effect::Connect { peer, endpoints } => self.connect(peer, endpoints),
             Effect::Disconnect { peer, why, ban } => self.disconnect(peer, why, ban),
@@ -58,7 +62,10 @@ impl Driver {
                     self.parts.pins.lock().remove(digest);
                 }
                 self.parts.pulls.note(&report);
-                self.parts.metrics.note(&report);
+                let directory = &self.parts.directory;
+                self.parts
+                    .metrics
+                    .note(&report, |peer| directory.get(peer).map(|member| (member.zone, member.roles)));
                 tracing::debug!(target: "shoal::swarm", event = ?report.event);
             }
         }
@@ -124,14 +131,14 @@ impl Driver {
         let (store, vault, handle) =
             (self.parts.store.clone(), self.parts.vault.clone(), self.handle.clone());
         let gate = self.parts.creating.get(&digest).cloned();
-        let pins = Arc::clone(&self.parts.pins);
+        let (pins, revocations) = (Arc::clone(&self.parts.pins), self.parts.revocations.clone());
         self.start(async move {
             if let Some(gate) = gate {
                 gate.await;
             }
             // Pinned first, so that what is found stays.
             let pin = store.pin(&digest);
-            let opened = open(store, vault.as_deref(), digest).await;
+            let opened = open(store, vault.as_ref(), &revocations, digest, &handle).await;
             if matches!(&opened, Opened::Here(blob) if !blob.complete) {
                 pins.lock().insert(digest, pin);
             }
@@ -151,6 +158,14 @@ impl Driver {
                     handle.tell(Input::WriteFailed { digest, piece, why }).await;
                 }
             }
+        };
+        // A live metainfo that grows comes after the one it takes the place of.
+        let before = self.parts.creating.get(&digest).cloned();
+        let create = async move {
+            if let Some(before) = before {
+                before.await;
+            }
+            create.await;
         };
         let gate = tokio::spawn(create).map(|_| ()).boxed().shared();
         self.parts.creating.retain(|_, gate| gate.peek().is_none());
@@ -190,6 +205,13 @@ impl Driver {
             if let Some(gate) = gate {
                 gate.await;
             }
+            if vault.is_read_live(&digest) {
+                let fact = match vault.wait_for_piece(&digest, piece).await {
+                    true => Input::PieceVerified { digest, piece },
+                    false => Input::BackendFailed { digest, piece },
+                };
+                return handle.tell(fact).await;
+            }
             let fact = match vault.read_piece(&digest, piece).await {
                 Err(why) => {
                     tracing::warn!(%digest, piece = piece.get(), %why, "the backend does not give a piece");
@@ -223,7 +245,13 @@ impl Driver {
 }
 
 /// What the store, and at an origin the backend, have of a blob.
-async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
+pub(crate) async fn open(
+    store: Store,
+    vault: Option<&Arc<Vault>>,
+    revocations: &Revocations,
+    digest: Digest,
+    handle: &DriverHandle,
+) -> Opened {
     let books = store.clone();
     let found = blocking(move || books.lookup(&digest)).await;
     let in_store = match found {
@@ -236,19 +264,27 @@ async fn open(store: Store, vault: Option<&Vault>, digest: Digest) -> Opened {
     match (in_store, vault) {
         (Some(entry), vault) => {
             let in_backend = match vault {
-                Some(vault) if !entry.complete => vault.holds(&digest).await,
+                Some(vault) if !entry.complete => vault.supplies(&entry.metainfo, handle).await,
                 _ => false,
+            };
+            let vouched = entry.vouched.filter(|vouched| !vouchers::is_revoked(revocations, vouched));
+            let vouched = match (vouched, vault) {
+                // All of it is here and has the digest, which is what vouching says.
+                (None, Some(vault)) if entry.complete => {
+                    Some(Arc::new(vault.vouch(entry.metainfo.as_ref().clone())))
+                }
+                (vouched, _) => vouched,
             };
             Opened::Here(LocalBlob {
                 metainfo: entry.metainfo,
-                vouched: entry.vouched,
+                vouched,
                 pieces: entry.pieces,
                 complete: entry.complete,
                 in_backend,
             })
         }
         (None, Some(vault)) => {
-            let opened = vault.open(digest).await;
+            let opened = vault.open(digest, handle).await;
             // What only the backend has gets a place here, for its pieces pass through the store.
             if let Opened::Here(blob) = &opened {
                 let (metainfo, vouched) = (Arc::clone(&blob.metainfo), blob.vouched.clone());

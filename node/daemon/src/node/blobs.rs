@@ -11,7 +11,7 @@ use shoal_types::{Digest, RepositoryName};
 
 use super::Node;
 use crate::driver::blocking;
-use crate::reader::BlobReader;
+use crate::reader::{BlobReader, ReadLog, Wanted};
 use crate::rpc::{Answer, Fetched, Found, Request};
 use crate::upstream::SourceError;
 
@@ -142,15 +142,16 @@ impl Node {
         range: Option<Range<u64>>,
     ) -> Result<BlobReader, OpenError> {
         self.metrics().pulls.inc();
+        let wanted = Wanted::now(&self.clock());
         let range = range.unwrap_or(0..u64::MAX);
         let store = self.store().clone();
         let entry = blocking(move || store.lookup(&digest)).await.map_err(ReadError::Store)?;
         if let Some(entry) = entry.filter(|entry| entry.complete) {
             let size = entry.metainfo.size();
             check_range(&range, size)?;
-            return Ok(BlobReader::local(self.store().clone(), digest, size, range));
+            return Ok(BlobReader::local(self.store().clone(), digest, size, range, self.log(wanted)));
         }
-        let Some(repository) = repository else { return self.open_in_mesh(digest, range).await };
+        let Some(repository) = repository else { return self.open_in_mesh(digest, range, wanted).await };
         let mut failed = None;
         if self.is_mirrored(repository) {
             failed = self.have_from_source(repository, digest, Content::Blob).await;
@@ -158,7 +159,7 @@ impl Node {
                 return Err(ReadError::NotFound);
             }
         }
-        match self.open_in_mesh(digest, range.clone()).await {
+        match self.open_in_mesh(digest, range.clone(), wanted).await {
             Err(ReadError::NotFound) => {}
             opened => return opened,
         }
@@ -167,17 +168,26 @@ impl Node {
             return Err(failed);
         }
         match self.fetch_from_source(repository, digest, Content::Blob).await {
-            Ok(Fetched::Here(_)) => self.open_in_mesh(digest, range).await,
+            Ok(Fetched::Here(_)) => self.open_in_mesh(digest, range, wanted).await,
             Ok(_) | Err(SourceError::NoSource) => Err(ReadError::NotFound),
             Err(_) => Err(ReadError::Unavailable),
         }
     }
 
-    async fn open_in_mesh(&self, digest: Digest, range: Range<u64>) -> Result<BlobReader, OpenError> {
+    fn log(&self, wanted: Wanted) -> ReadLog {
+        ReadLog::new(self.0.pulls.clone(), wanted)
+    }
+
+    async fn open_in_mesh(
+        &self,
+        digest: Digest,
+        range: Range<u64>,
+        wanted: Wanted,
+    ) -> Result<BlobReader, OpenError> {
         let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
         let size = reader.metainfo().await?.size();
         check_range(&range, size)?;
-        Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader))
+        Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader, self.log(wanted)))
     }
 
     /// Has a blob of a mirrored repository somewhere in the mesh, unless it is here; says why it could not be fetched.

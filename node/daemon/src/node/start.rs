@@ -241,6 +241,7 @@ async fn assemble(
         let parts =
             (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
         let (vault, pulls, metrics) = (vault.clone(), Arc::clone(&pulls), Arc::clone(&metrics));
+        let revocations = tls.revocations().clone();
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
             move |_| Parts {
@@ -254,6 +255,7 @@ async fn assemble(
                 vault,
                 pulls,
                 metrics,
+                revocations,
                 creating: HashMap::new(),
                 pins: Arc::default(),
                 calls,
@@ -261,6 +263,7 @@ async fn assemble(
             data_events,
         )
     };
+    let heartbeat_lifetime = config.heartbeat_interval * ControlConfig::default().heartbeat.missed_max;
     let ledger = Ledger::new(Box::new(RecordTable(store.table(Table::Records))));
     let records = Arc::new(Records::new(
         ledger,
@@ -271,6 +274,8 @@ async fn assemble(
         control.clone(),
         vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
         tls.revocations().clone(),
+        heartbeat_lifetime,
+        config.immutable_tags(),
     ));
     let replication = match config.origin {
         true => Some(open_replication(&config.replicate, &zone, &store, &records).await?),

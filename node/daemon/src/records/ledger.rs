@@ -12,6 +12,8 @@ use crate::rpc::{Listing, PAGE_MAX};
 
 /// Version byte before each stored record.
 const FORMAT: u8 = 1;
+/// What the keys of authors' credentials begin with.
+const AUTHORS: &[u8] = b"a/";
 
 /// The ordered table a ledger is kept in.
 pub trait LedgerTable: Send + Sync {
@@ -88,7 +90,11 @@ impl Ledger {
                 return Ok(Applied::Superseded(Box::new(known.clone())));
             }
             if known.value().version == value.version {
-                return Ok(Applied::Kept { fresh: false });
+                // Two writers picked the same version: the first one's stands.
+                return Ok(match known.value().value == value.value {
+                    true => Applied::Kept { fresh: false },
+                    false => Applied::Superseded(Box::new(known.clone())),
+                });
             }
         }
         let mut stored = vec![FORMAT];
@@ -127,7 +133,7 @@ impl Ledger {
         let mut authors = Vec::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let page = self.table.scan(b"a/", after.as_deref(), PAGE_MAX as usize)?;
+            let page = self.table.scan(AUTHORS, after.as_deref(), PAGE_MAX as usize)?;
             for (_, bytes) in &page {
                 let stored =
                     bytes.split_first().filter(|(format, _)| **format == FORMAT).map(|(_, rest)| rest);
@@ -290,8 +296,15 @@ fn decode(bytes: &[u8]) -> Result<SignedRecord, LedgerError> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Ok(record) = decode(bytes) {
+        let _ = record_key(&record.value().key);
+    }
+}
+
 fn author_key(peer: &PeerId) -> Vec<u8> {
-    [b"a/".as_slice(), peer.public_key()].concat()
+    [AUTHORS, peer.public_key()].concat()
 }
 
 fn repository_prefix(table: &[u8], repository: &RepositoryName) -> Vec<u8> {

@@ -1,9 +1,13 @@
 //! Writing and reading registers among the owners of a repository.
 //!
 //! The owners of a repository are the first [`OWNERS`] of its ranking over the live origins of one zone. A write goes
-//! to one of them, which picks a version above any that a majority knows, signs, and has a majority keep it. A read
-//! asks them all and takes the newest of a majority's answers; when fewer answer, the newest known is returned and
-//! marked stale. A zone whose owners know nothing of a key asks the next zone's.
+//! asks what a majority knows, picks the next version, has one of them sign it, and has a majority keep it. A read asks
+//! them all and takes the newest of a majority's answers, and has a majority keep that before it is given out: the
+//! register of Attiya, Bar-Noy and Dolev ("Sharing Memory Robustly in Message-Passing Systems", 1995) with many
+//! writers (Lynch and Shvartsman, 1997). It is who asks that counts majorities, and that picks versions, so that a write
+//! that was tried at one owner and then at another is still one write, and an owner that was cut off decides nothing
+//! by itself. When fewer answer, the newest known is returned and marked stale. A zone whose owners know nothing of a
+//! key asks the next zone's.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -12,6 +16,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use regex::Regex;
 use shoal_net::control::{ControlHandle, Origin};
 use shoal_net::identity::Identity;
 use shoal_net::revocation::Revocations;
@@ -25,14 +30,16 @@ use super::ledger::{Applied, Ledger, LedgerError};
 use crate::archive::Archive;
 use crate::clock::wall_now;
 use crate::directory::Directory;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, rank_by_zone};
 use crate::links::{AskError, Links};
 use crate::locks::KeyedLocks;
-use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request};
+use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request, Stamp};
 
+mod quorum;
 mod survey;
 mod sync;
 
+use quorum::{Expected, ZoneRead};
 pub use survey::{Entry, SURVEY_RECORDS_MAX, Survey};
 
 /// Owners of a repository in one zone: a majority survives the loss of one.
@@ -42,9 +49,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an owner may take to carry out a write: a round trip to the other owners and a synced write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a write is tried again while too few owners answer: what a restart takes.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause before a write is tried again.
 const WRITE_RETRY: Duration = Duration::from_millis(250);
+/// How far ahead of what an owner knows the version of a write may be: it may have missed writes, and who asks must not
+/// use up the numbers there are.
+const COUNTER_STEP_MAX: u64 = 1 << 32;
 /// Members asked for what they remember when no owner can be reached.
 const NEIGHBOURS_ASKED: usize = 12;
 
@@ -95,9 +105,13 @@ pub struct Records {
     archive: Option<Arc<Archive>>,
     /// Whether this process keeps all that it owns.
     settled: AtomicBool,
+    /// Origins that were there before this process started and have not been heard of since, until when they count.
+    expected: Expected,
     revocations: Revocations,
     /// Told of every record that this process keeps as an owner.
     listener: OnceLock<Box<dyn Fn(&SignedRecord) + Send + Sync>>,
+    /// Tags, as `REPOSITORY:TAG`, that this process as an owner lets nobody move.
+    immutable: Vec<Regex>,
     /// One write at a time a key, so that this author never uses a version twice.
     writing: KeyedLocks<RecordKey>,
 }
@@ -113,7 +127,10 @@ impl Records {
         control: ControlHandle,
         archive: Option<Arc<Archive>>,
         revocations: Revocations,
+        heartbeat_lifetime: Duration,
+        immutable: Vec<Regex>,
     ) -> Self {
+        let expected = Expected::read(&ledger, &identity, &revocations, heartbeat_lifetime);
         Self {
             ledger,
             identity,
@@ -123,6 +140,8 @@ impl Records {
             control,
             archive,
             settled: AtomicBool::new(false),
+            expected,
+            immutable,
             revocations,
             listener: OnceLock::new(),
             writing: KeyedLocks::default(),
@@ -147,8 +166,9 @@ impl Records {
         value: Option<RecordValue>,
     ) -> Result<SignedRecord, RecordError> {
         let deadline = tokio::time::Instant::now() + WRITE_PATIENCE;
+        let mut stamp = None;
         loop {
-            let result = self.try_write(key.clone(), value.clone()).await;
+            let result = self.try_write(&key, &value, &mut stamp).await;
             let again = matches!(result, Err(RecordError::Unavailable(_)));
             if !again || tokio::time::Instant::now() >= deadline {
                 return result;
@@ -159,28 +179,75 @@ impl Records {
 
     async fn try_write(
         &self,
-        key: RecordKey,
-        value: Option<RecordValue>,
+        key: &RecordKey,
+        value: &Option<RecordValue>,
+        stamp: &mut Option<Stamp>,
     ) -> Result<SignedRecord, RecordError> {
+        let owners = self.zone_owners(&key.repository);
+        let picked = match *stamp {
+            Some(stamp) => stamp,
+            None => *stamp.insert(self.pick_stamp(key, &owners).await?),
+        };
+        let request = Request::WriteRecord { key: key.clone(), value: value.clone(), stamp: Some(picked) };
         let mut why = "no origin is known".to_owned();
-        for owner in self.discovery.repository_owners(&key.repository) {
-            if owner.peer == self.identity.peer_id() {
-                return self.coordinate(key, value).await;
-            }
-            let request = Request::WriteRecord { key: key.clone(), value: value.clone() };
-            match self.links.ask(owner.peer, &owner.endpoints, &request, WRITE_TIMEOUT).await {
-                Ok(Answer::Record(Some(record))) => {
+        for owner in &owners {
+            let asked = match owner.peer == self.identity.peer_id() {
+                true => self.coordinate(key.clone(), value.clone(), Some(picked)).await.map(Some),
+                false => match self.links.ask(owner.peer, &owner.endpoints, &request, WRITE_TIMEOUT).await {
+                    Ok(Answer::Record(record)) => Ok(record),
+                    Ok(_) => Ok(None),
+                    Err(AskError::Failed { kind: Failure::Denied, message, .. }) => {
+                        Err(RecordError::Denied(message))
+                    }
+                    Err(error) => Err(RecordError::Unavailable(error.to_string())),
+                },
+            };
+            match asked {
+                Ok(Some(record)) if record.value().value == *value => {
+                    self.spread(&record, &owners).await?;
                     self.remember(&record);
                     return Ok(record);
                 }
-                Ok(_) => why = format!("{} gave no record", owner.peer),
-                Err(AskError::Failed { kind: Failure::Denied, message, .. }) => {
-                    return Err(RecordError::Denied(message));
-                }
-                Err(error) => why = error.to_string(),
+                Ok(_) => why = format!("{} keeps another record of the same version", owner.peer),
+                Err(RecordError::Unavailable(error)) => why = error,
+                Err(error) => return Err(error),
             }
         }
         Err(RecordError::Unavailable(why))
+    }
+
+    /// The place of a new write of `key`: after all that a majority of its owners knows.
+    async fn pick_stamp(&self, key: &RecordKey, owners: &[Origin]) -> Result<Stamp, RecordError> {
+        let read = self.read_zone(key, owners).await;
+        read.majority(owners)?;
+        let known = newer(read.newest, self.ledger.get(key)?);
+        let counter = known.map_or(0, |record| record.value().version.counter).saturating_add(1);
+        Ok(Stamp { counter, written: wall_now() })
+    }
+
+    /// Has a majority of `owners` keep a record, or one newer. The rest hear of it in their own time.
+    async fn spread(&self, record: &SignedRecord, owners: &[Origin]) -> Result<(), RecordError> {
+        let request = Request::PutRecord { record: record.clone() };
+        let mut puts: FuturesUnordered<_> =
+            owners.iter().map(|owner| self.put_question(owner, &request)).collect();
+        let (mut kept, mut why) = (0, String::new());
+        while let Some(answer) = puts.next().await {
+            match answer {
+                Ok(Answer::Record(_)) => kept += 1,
+                Ok(_) => {}
+                Err(error) => why = error.to_string(),
+            }
+            // Waiting for a dead owner would cost every write its timeout.
+            if kept > owners.len() / 2 {
+                return Ok(());
+            }
+        }
+        tracing::warn!(key = %record.value().key, kept, owners = owners.len(), why, "too few owners keep a record");
+        let majority = owners.len() / 2 + 1;
+        Err(RecordError::Unavailable(format!(
+            "{kept} of {} owners kept the record, {majority} are needed: {why}",
+            owners.len()
+        )))
     }
 
     /// Reads a register.
@@ -189,19 +256,19 @@ impl Records {
     /// [`RecordError::Ledger`] only: that nobody answers makes the result stale.
     pub async fn read(&self, key: &RecordKey) -> Result<Seen, RecordError> {
         let local = self.ledger.get(key)?;
-        let owners = self.discovery.repository_owners(&key.repository);
+        let owners = self.owners(&key.repository);
         if owners.is_empty() {
             return Ok(Seen { record: self.ask_neighbours(key, local).await, stale: true });
         }
         let mut stale = false;
         let mut newest = None;
         for zone in by_zone(&owners) {
-            let (answers, record) = self.read_zone(key, zone).await;
-            let majority = zone.len() / 2 + 1;
-            stale |= answers < majority;
-            newest = newer(newest, record);
+            let read = self.read_zone(key, zone).await;
+            let answered = read.majority(zone).is_ok();
+            stale |= !answered || !self.settle_on(&read, zone).await;
+            newest = newer(newest, read.newest);
             // A zone that knows the key answers for it; only one that does not asks further.
-            if newest.is_some() && answers >= majority {
+            if newest.is_some() && answered {
                 break;
             }
         }
@@ -310,13 +377,13 @@ impl Records {
     /// Answers a question about records. `roles` and `namespaces` are the asker's, from its credential.
     pub async fn answer(&self, request: Request, roles: Roles, namespaces: &[String]) -> Answer {
         let result = match request {
-            Request::WriteRecord { key, value } => {
+            Request::WriteRecord { key, value, stamp } => {
                 if let Some(refusal) = self.refuse_write(&key.repository, roles, namespaces) {
                     return refusal;
                 }
-                self.coordinate(key, value).await.map(|record| Answer::Record(Some(record)))
+                self.coordinate(key, value, stamp).await.map(|record| Answer::Record(Some(record)))
             }
-            Request::PutRecord { record } if roles.contains(Role::Origin) && self.is_origin() => {
+            Request::PutRecord { record } if self.is_origin() && self.may_put(&record, roles) => {
                 self.keep(&record)
             }
             Request::Import { record } if roles.contains(Role::Origin) && self.is_origin() => {
@@ -328,8 +395,9 @@ impl Records {
                 }
                 self.import(record).await.map(|record| Answer::Record(Some(record)))
             }
-            Request::Import { .. } | Request::PutRecord { .. } => {
-                return failed(Failure::Denied, "only origins exchange records");
+            Request::Import { .. } => return failed(Failure::Denied, "only origins exchange records"),
+            Request::PutRecord { .. } => {
+                return failed(Failure::Denied, "only origins write records, and gateways pass on theirs");
             }
             Request::GetRecord { key } => self.get_here(&key).await.map(Answer::Record),
             Request::ListRecords { repository, what, after, limit } => self
@@ -360,6 +428,7 @@ impl Records {
             | Request::Retain { .. }
             | Request::ReadyToMark
             | Request::Replicated { .. }
+            | Request::Traffic
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
             | Request::Upload { .. } => {
@@ -394,61 +463,59 @@ impl Records {
         self.identity.credential.value().roles.contains(Role::Origin)
     }
 
-    /// As an owner: picks a version, signs, and has a majority of the owners keep it.
+    /// Whether a record may come from a member with these roles: an origin, or a gateway that passes on what an origin
+    /// wrote.
+    fn may_put(&self, record: &SignedRecord, roles: Roles) -> bool {
+        let author = record.signer();
+        roles.contains(Role::Origin)
+            || (roles.contains(Role::Gateway)
+                && author == record.value().version.author
+                && self
+                    .ledger
+                    .author(&author)
+                    .ok()
+                    .flatten()
+                    .is_some_and(|known| self.may_author(&author, &known)))
+    }
+
+    /// As an owner: signs, and has a majority of the owners keep it. Without a stamp this process picks the version.
     async fn coordinate(
         &self,
         key: RecordKey,
         value: Option<RecordValue>,
+        stamp: Option<Stamp>,
     ) -> Result<SignedRecord, RecordError> {
-        self.writing.alone(&key, self.coordinate_alone(key.clone(), value)).await
+        self.writing.alone(&key, self.coordinate_alone(key.clone(), value, stamp)).await
     }
 
     async fn coordinate_alone(
         &self,
         key: RecordKey,
         value: Option<RecordValue>,
+        stamp: Option<Stamp>,
     ) -> Result<SignedRecord, RecordError> {
         let owners = self.zone_owners(&key.repository);
-        let majority = owners.len() / 2 + 1;
-        let (answers, known) = self.read_zone(&key, &owners).await;
-        if answers < majority {
-            let why = format!("{answers} of {} owners answered, {majority} are needed", owners.len());
-            return Err(RecordError::Unavailable(why));
+        let stamp = match stamp {
+            Some(stamp) => stamp,
+            None => self.pick_stamp(&key, &owners).await?,
+        };
+        self.check_immutable(&key, value.as_ref(), &owners).await?;
+        let known = self.ledger.get(&key)?.map_or(0, |record| record.value().version.counter);
+        if stamp.counter > known.saturating_add(COUNTER_STEP_MAX) {
+            return Err(RecordError::Denied(format!("a version {} right after {known}", stamp.counter)));
         }
-        let known = newer(known, self.ledger.get(&key)?);
-        let counter = known.map_or(0, |record| record.value().version.counter).saturating_add(1);
-        let version = RecordVersion { counter, written: wall_now(), author: self.identity.peer_id() };
+        let author = self.identity.peer_id();
+        let version = RecordVersion { counter: stamp.counter, written: stamp.written, author };
         let record = Signed::sign(Record { key, version, value }, &self.identity.keypair);
+        if let Answer::Record(Some(kept)) = self.keep(&record)?
+            && kept.value().version == version
+            && kept.value().value != record.value().value
+        {
+            return Ok(kept);
+        }
         self.spread(&record, &owners).await?;
         self.make_durable(&record).await?;
         Ok(record)
-    }
-
-    /// Has a majority of owners keep a record; gives the newest that any of them keeps.
-    async fn spread(&self, record: &SignedRecord, owners: &[Origin]) -> Result<SignedRecord, RecordError> {
-        let majority = owners.len() / 2 + 1;
-        let request = Request::PutRecord { record: record.clone() };
-        let mut newest = record.clone();
-        let mut puts: FuturesUnordered<_> =
-            owners.iter().map(|owner| self.put_question(owner, &request)).collect();
-        let mut kept = 0;
-        while let Some(answer) = puts.next().await {
-            match answer {
-                Ok(Answer::Record(known)) => {
-                    kept += 1;
-                    newest = newer(Some(newest), known).unwrap_or_else(|| record.clone());
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(key = %record.value().key, %error, "an owner does not keep a record")
-                }
-            }
-        }
-        if kept < majority {
-            let why = format!("{kept} of {} owners kept the record, {majority} are needed", owners.len());
-            return Err(RecordError::Unavailable(why));
-        }
-        Ok(newest)
     }
 
     /// Puts a record that a majority keeps into the backend, and tells the mesh.
@@ -497,6 +564,29 @@ impl Records {
         }
     }
 
+    /// Refuses to move a tag that is immutable.
+    async fn check_immutable(
+        &self,
+        key: &RecordKey,
+        value: Option<&RecordValue>,
+        owners: &[Origin],
+    ) -> Result<(), RecordError> {
+        let RecordKind::Tag(tag) = &key.kind else { return Ok(()) };
+        let name = format!("{}:{tag}", key.repository);
+        if !self.immutable.iter().any(|pattern| pattern.is_match(&name)) {
+            return Ok(());
+        }
+        let read = self.read_zone(key, owners).await;
+        read.majority(owners)?;
+        let known = newer(read.newest, self.ledger.get(key)?).and_then(|record| record.value().value.clone());
+        match known {
+            Some(known) if value.is_none_or(|value| value.digest != known.digest) => {
+                Err(RecordError::Denied(format!("the tag {name} is immutable and names {}", known.digest)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The newest record that this process knows; of an origin that has not read its backend yet, what is there.
     async fn get_here(&self, key: &RecordKey) -> Result<Option<SignedRecord>, RecordError> {
         let known = self.known_here(key).await?;
@@ -536,29 +626,49 @@ impl Records {
         self.archive.as_ref()
     }
 
+    /// The origins that a repository's records belong to, from the most to the least responsible, this zone's first.
+    /// Among them are for a moment those that were there before this process started: it has not heard of them yet, and
+    /// must not take those it has heard of for all.
+    fn owners(&self, repository: &RepositoryName) -> Vec<Origin> {
+        let alive = self.control.origins();
+        let expected = self.expected.still(&alive);
+        let zone = &self.identity.credential.value().zone;
+        rank_by_zone(repository.as_str().as_bytes(), zone, alive.iter().cloned().chain(expected))
+    }
+
     /// The owners of a repository in this process's zone, or in the first zone that has any.
     fn zone_owners(&self, repository: &RepositoryName) -> Vec<Origin> {
-        let owners = self.discovery.repository_owners(repository);
+        let owners = self.owners(repository);
         by_zone(&owners).next().map(<[Origin]>::to_vec).unwrap_or_default()
     }
 
-    /// Asks the owners of one zone: how many answered, and the newest record among the answers.
-    async fn read_zone(&self, key: &RecordKey, owners: &[Origin]) -> (usize, Option<SignedRecord>) {
+    /// Asks the owners of one zone until a majority has answered.
+    async fn read_zone(&self, key: &RecordKey, owners: &[Origin]) -> ZoneRead {
         let request = Request::GetRecord { key: key.clone() };
         let mut asked: FuturesUnordered<_> =
             owners.iter().map(|owner| self.put_question(owner, &request)).collect();
-        let (mut answers, mut newest) = (0, None);
+        let mut read = ZoneRead::default();
         while let Some(answer) = asked.next().await {
             if let Ok(Answer::Record(record)) = answer {
-                answers += 1;
-                newest = newer(newest, record.filter(|record| record.value().key == *key));
+                read.note(record.filter(|record| record.value().key == *key));
             }
             // A majority is enough; waiting for a dead owner would cost every read its timeout.
-            if answers > owners.len() / 2 {
+            if read.answers > owners.len() / 2 {
                 break;
             }
         }
-        (answers, newest)
+        read
+    }
+
+    /// Sees to it that a majority keeps what is about to be given out, so that no later read finds less. Whether it does.
+    async fn settle_on(&self, read: &ZoneRead, owners: &[Origin]) -> bool {
+        let Some(newest) = read.newest.as_ref().filter(|_| read.up_to_date <= owners.len() / 2) else {
+            return true;
+        };
+        let roles = self.identity.credential.value().roles;
+        // Others may not pass records on.
+        let may = roles.contains(Role::Origin) || roles.contains(Role::Gateway);
+        !may || self.spread(newest, owners).await.is_ok()
     }
 
     async fn ask_neighbours(&self, key: &RecordKey, local: Option<SignedRecord>) -> Option<SignedRecord> {
@@ -625,7 +735,7 @@ impl Records {
         repository: &RepositoryName,
         request: &Request,
     ) -> Result<Vec<(Vec<SignedRecord>, bool)>, RecordError> {
-        let owners = self.discovery.repository_owners(repository);
+        let owners = self.owners(repository);
         let chosen: Vec<&Origin> = by_zone(&owners).flatten().collect();
         let mut asked: FuturesUnordered<_> =
             chosen.into_iter().map(|owner| self.put_question(owner, request)).collect();
@@ -692,17 +802,21 @@ impl Records {
 
     /// As an owner: has a majority of this zone's owners, and the backend, keep a record of another zone as it is.
     async fn import(&self, record: SignedRecord) -> Result<SignedRecord, RecordError> {
-        let key = record.value().key.clone();
-        self.writing
-            .alone(&key, async {
-                let owners = self.zone_owners(&record.value().key.repository);
-                let newest = self.spread(&record, &owners).await?;
-                if newest.value().version == record.value().version {
-                    self.make_durable(&record).await?;
-                }
-                Ok(newest)
-            })
-            .await
+        let value = record.value();
+        let work = async {
+            let owners = self.zone_owners(&value.key.repository);
+            self.check_immutable(&value.key, value.value.as_ref(), &owners).await?;
+            let newest = match self.keep(&record)? {
+                Answer::Record(Some(kept)) => kept,
+                _ => record.clone(),
+            };
+            self.spread(&newest, &owners).await?;
+            if newest == record {
+                self.make_durable(&record).await?;
+            }
+            Ok(newest)
+        };
+        self.writing.alone(&value.key, work).await
     }
 
     fn remember(&self, record: &SignedRecord) {
@@ -806,6 +920,23 @@ mod tests {
         let seen: Vec<_> =
             merged.values().map(|r| (r.value().version.counter, r.value().value.is_some())).collect();
         assert_eq!(seen, [(2, true), (2, false), (1, true)]);
+    }
+
+    #[test]
+    fn what_a_zone_answers_is_counted() {
+        let mut read = ZoneRead::default();
+        read.note(None);
+        assert_eq!(
+            (read.answers, read.up_to_date),
+            (1, 1),
+            "to know nothing is to be up to date with nothing"
+        );
+        read.note(Some(record("a", 2, true)));
+        read.note(Some(record("a", 1, true)));
+        assert_eq!((read.answers, read.up_to_date), (3, 1));
+        read.note(Some(record("a", 2, true)));
+        assert_eq!((read.answers, read.up_to_date), (4, 2));
+        assert_eq!(read.newest.unwrap().value().version.counter, 2);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{Outcome, SourceError};
 use crate::driver::blocking;
 use crate::node::Node;
 use crate::rpc::{Answer, Fetched, Request};
+use crate::vault::live::Source;
 
 /// How long an asker waits for a fetch before it is told to ask again.
 pub(crate) const FETCH_WAIT: Duration = Duration::from_secs(10);
@@ -111,6 +112,9 @@ impl Node {
         if let Some(size) = self.find_at_others(digest, repository).await {
             return Ok(Fetched::Here(size));
         }
+        if content == Content::Blob {
+            return self.begin_fetch(digest, repository, source).await;
+        }
         let id = UploadId::from_bytes(crate::keys::random_id());
         let spooled = self.spool(id, digest, repository, content, source).await;
         let Ok(Some(())) = spooled else {
@@ -120,6 +124,28 @@ impl Node {
         };
         let size = self.admit(id, digest).await?;
         Ok(Fetched::Here(size))
+    }
+
+    /// Begins to read a blob from its registry; from now on it is passed on as it comes.
+    async fn begin_fetch(
+        &self,
+        digest: Digest,
+        repository: &RepositoryName,
+        source: &Member,
+    ) -> Result<Fetched, SourceError> {
+        let Some(vault) = self.vault() else { return Err(SourceError::NoSource) };
+        self.upstreams().note_cached(digest).await;
+        let from =
+            Source { member: source.clone(), repository: Some(repository.clone()), content: Content::Blob };
+        match vault.read_live(digest, from, self.driver().clone()).await {
+            Ok(Some(size)) => Ok(Fetched::Here(size)),
+            Ok(None) => {
+                self.upstreams().forget_cached(digest).await;
+                Ok(Fetched::Absent)
+            }
+            Err(error @ BackendError::Denied { .. }) => Err(SourceError::Denied(error.to_string())),
+            Err(error) => Err(SourceError::Unavailable(error.to_string())),
+        }
     }
 
     /// The size of a blob that another origin of this zone has fetched already: one that was the owner until just now.

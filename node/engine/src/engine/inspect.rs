@@ -104,6 +104,11 @@ impl Engine {
         })
     }
 
+    /// Whether requests wait because a configured rate of receiving is used up.
+    pub fn waits_for_budget(&self) -> bool {
+        self.rate_in.is_empty() || self.zone_rate_in.is_empty()
+    }
+
     /// Payload bytes requested and being verified now; never above `buffer_bytes_max`.
     pub fn buffered_bytes(&self) -> u64 {
         self.buffered_bytes

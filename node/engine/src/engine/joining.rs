@@ -68,12 +68,24 @@ impl Engine {
             Message::Peers { peers, .. } => self.peers_found(digest, None, peers),
             Message::Leave { .. } => {
                 self.remove_member(digest, peer, Standing::Gone);
-                self.fill_swarm(digest);
-                self.dial(digest);
-                self.judge(digest);
-                self.check_use(digest);
+                self.gone(digest);
             }
         }
+    }
+
+    /// The driver does not believe the metainfo a peer sent.
+    pub(super) fn metainfo_refused(&mut self, peer: PeerId, channel: Channel) {
+        let Some(digest) = self.digest_of(&peer, channel) else { return };
+        self.leave_member(digest, peer, Standing::Gone);
+        self.gone(digest);
+    }
+
+    /// A member less: others are looked for.
+    fn gone(&mut self, digest: Digest) {
+        self.fill_swarm(digest);
+        self.dial(digest);
+        self.judge(digest);
+        self.check_use(digest);
     }
 
     fn join(&mut self, peer: PeerId, channel: Channel, digest: Digest, wants_metainfo: bool, probe: bool) {
@@ -103,6 +115,7 @@ impl Engine {
         member.their_channel = Some(channel);
         member.wants_metainfo = wants_metainfo;
         member.knows_metainfo = !wants_metainfo;
+        member.hashes_known = (!wants_metainfo).then_some(u32::MAX);
         member.probe = probe;
         if swarm.opening {
             return;
@@ -143,7 +156,8 @@ impl Engine {
     pub(super) fn send_join(&mut self, digest: Digest, peer: PeerId) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let probe = swarm.is_probe();
-        let wants_metainfo = swarm.blob.is_none();
+        // Of a live one more is wanted.
+        let wants_metainfo = swarm.blob.as_ref().is_none_or(|blob| !blob.metainfo.is_whole());
         let Some(member) = swarm.members.get_mut(&peer) else { return };
         if !member.join_sent {
             member.join_sent = true;
@@ -157,11 +171,12 @@ impl Engine {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get_mut(&peer)) else { return };
         let Some(to) = member.their_channel.filter(|_| member.join_sent) else { return };
-        if member.wants_metainfo
-            && !member.metainfo_sent
+        let ours = blob.metainfo.known_pieces();
+        if member.hashes_known.map_or(member.wants_metainfo, |known| known < ours)
             && let Some(vouched) = &blob.vouched
         {
             member.metainfo_sent = true;
+            member.hashes_known = Some(ours);
             let metainfo = Box::new(VouchedMetainfo::clone(vouched));
             self.out.send(peer, Message::Metainfo { to, metainfo });
         }
@@ -229,7 +244,17 @@ impl Engine {
             return;
         }
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let vouched = vouched.or_else(|| swarm.blob.as_ref().and_then(|blob| blob.vouched.clone()));
+        // What came while the store was looking may be longer.
+        let longer =
+            swarm.blob.as_ref().filter(|blob| blob.metainfo != metainfo && blob.metainfo.extends(&metainfo));
+        let (metainfo, vouched) = match longer {
+            Some(blob) => {
+                let (metainfo, vouched) = (blob.metainfo.clone(), blob.vouched.clone());
+                self.out.push(Effect::CreateBlob { metainfo: metainfo.clone(), vouched: vouched.clone() });
+                (metainfo, vouched)
+            }
+            None => (metainfo, vouched.or_else(|| swarm.blob.as_ref().and_then(|blob| blob.vouched.clone()))),
+        };
         let held = pieces.count() > 0;
         swarm.in_backend = in_backend;
         swarm.blob = Some(Blob::new(metainfo, vouched, pieces, complete, &mut self.random, self.now));
@@ -249,6 +274,7 @@ impl Engine {
         }
         if let Some(member) = self.member_mut(digest, &peer) {
             member.knows_metainfo = true;
+            member.hashes_known = member.hashes_known.max(Some(vouched.value().known_pieces()));
         }
         let metainfo = Arc::new(vouched.value().clone());
         self.metainfo_learned(digest, metainfo, Some(Arc::new(vouched)), Some(peer));
@@ -273,14 +299,23 @@ impl Engine {
         }
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         if let Some(blob) = &mut swarm.blob {
-            if blob.metainfo != metainfo {
+            if blob.metainfo == metainfo {
+                // The driver's own word replaces what a peer said: that signer may have been revoked meanwhile.
+                if blob.vouched.is_none() || (from.is_none() && vouched.is_some()) {
+                    blob.vouched = vouched;
+                }
+            } else if vouched.is_some() && metainfo.extends(&blob.metainfo) {
+                // A live one has grown. Whoever we tell of a piece has to know its hash first.
+                blob.metainfo = metainfo.clone();
+                blob.vouched.clone_from(&vouched);
+                if !swarm.opening {
+                    self.out.push(Effect::CreateBlob { metainfo, vouched });
+                }
+            } else if !blob.metainfo.extends(&metainfo) {
                 if let Some(peer) = from {
                     self.leave_member(digest, peer, Standing::Gone);
                 }
                 return;
-            }
-            if blob.vouched.is_none() {
-                blob.vouched = vouched;
             }
         } else {
             let have = metainfo.empty_bitfield();

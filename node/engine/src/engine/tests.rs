@@ -6,6 +6,8 @@
     reason = "an overflow in a test is a failure, which is what it should be"
 )]
 
+mod live;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +69,7 @@ enum Op {
     ConnectFailed(u8),
     Join(u8, bool, bool),
     Metainfo(u8),
+    MetainfoRefused(u8),
     Bitfield(u8, u16),
     Have(u8, u8, u8),
     Deliver(u8, bool),
@@ -101,6 +104,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => peer.clone().prop_map(Op::ConnectFailed),
         4 => (peer.clone(), any::<bool>(), any::<bool>()).prop_map(|(p, w, b)| Op::Join(p, w, b)),
         3 => peer.clone().prop_map(Op::Metainfo),
+        1 => peer.clone().prop_map(Op::MetainfoRefused),
         4 => (peer.clone(), any::<u16>()).prop_map(|(p, b)| Op::Bitfield(p, b)),
         4 => (peer.clone(), 0..14u8, 0..4u8).prop_map(|(p, f, c)| Op::Have(p, f, c)),
         12 => (peer.clone(), any::<bool>()).prop_map(|(p, g)| Op::Deliver(p, g)),
@@ -247,6 +251,11 @@ impl World {
                 let metainfo = Box::new(VouchedMetainfo::clone(&self.vouched));
                 self.say(n, Message::Metainfo { to: self.to(n), metainfo });
             }
+            Op::MetainfoRefused(n) if self.connected.contains(&peer(n)) => {
+                let channel = self.to(n);
+                self.input(Input::MetainfoRefused { peer: peer(n), channel });
+            }
+            Op::MetainfoRefused(_) => {}
             Op::Bitfield(n, bits) => {
                 let set: BTreeSet<u32> = (0..PIECES).filter(|p| bits >> p & 1 == 1).collect();
                 self.advertised.entry(peer(n)).or_default().extend(&set);
@@ -633,6 +642,32 @@ fn a_corrupt_piece_ends_the_connection_with_a_ban() {
     world.apply(Op::Verify(false));
     assert!(!world.connected.contains(&peer(0)));
     assert_eq!(world.engine.buffered_bytes(), 0);
+}
+
+#[test]
+fn metainfo_that_is_refused_leaves_the_peer_without_blame_and_others_are_used() {
+    let mut world = World::new(EngineConfig::default(), 7);
+    for op in [
+        Op::Connect(0),
+        Op::Connect(1),
+        Op::Read(2),
+        Op::Opened(0, 1),
+        Op::Found(0, true),
+        Op::Found(1, true),
+    ] {
+        world.apply(op);
+    }
+    for n in 0..2 {
+        world.apply(Op::Join(n, false, false));
+    }
+    world.apply(Op::MetainfoRefused(0));
+    assert!(world.connected.contains(&peer(0)));
+    // What the peer had sent before it heard of it is passed over.
+    world.apply(Op::Bitfield(0, u16::MAX));
+    assert!(world.connected.contains(&peer(0)));
+    world.apply(Op::Metainfo(1));
+    world.apply(Op::Bitfield(1, u16::MAX));
+    assert!(world.first_request(1).is_some());
 }
 
 #[test]

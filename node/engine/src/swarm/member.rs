@@ -38,6 +38,8 @@ pub(crate) struct Member {
     /// It is known to have the metainfo.
     pub(crate) knows_metainfo: bool,
     pub(crate) metainfo_sent: bool,
+    /// How many piece hashes it knows, from the first on, as far as we can tell; `None` before it can be told.
+    pub(crate) hashes_known: Option<u32>,
     pub(crate) bitfield_sent: bool,
     pub(crate) pieces: Option<Bitfield>,
     /// It came with the whole blob and is not counted in the picker's availability.
@@ -63,6 +65,7 @@ impl Member {
             probe: false,
             knows_metainfo: false,
             metainfo_sent: false,
+            hashes_known: None,
             bitfield_sent: false,
             pieces: None,
             uncounted: false,

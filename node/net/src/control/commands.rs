@@ -26,7 +26,7 @@ impl Service {
                     if self.is_origin() { self.publish(&message) } else { Err(PublishError::NotOrigin) };
                 let _ = done.send(published);
             }
-            #[cfg(test)]
+            #[cfg(any(test, feature = "hostile"))]
             Command::PublishUnchecked { message, done } => {
                 let _ = done.send(self.publish(&message));
             }
@@ -116,7 +116,7 @@ impl Service {
         self.beating = beating;
     }
 
-    fn ban(&mut self, peer: PeerId, lasting: Duration) {
+    pub(super) fn ban(&mut self, peer: PeerId, lasting: Duration) {
         if self.bans.len() >= BANS_MAX && !self.bans.contains_key(&peer) {
             let soonest =
                 self.bans.iter().min_by_key(|(peer, until)| (**until, **peer)).map(|(peer, _)| *peer);

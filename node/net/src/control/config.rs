@@ -7,6 +7,8 @@ use libp2p::Multiaddr;
 use shoal_types::Endpoint;
 
 use super::addr::BootstrapPeer;
+use super::conduct::ConductConfig;
+use crate::budget::Allowance;
 
 /// What a control plane needs to know besides its identity.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct ControlConfig {
     pub lookup: LookupConfig,
     /// Gossip.
     pub gossip: GossipConfig,
+    /// How much gossip is too much.
+    pub conduct: ConductConfig,
     /// Heartbeats of origins.
     pub heartbeat: HeartbeatConfig,
     /// Peers remembered across restarts, at most.
@@ -56,6 +60,7 @@ impl Default for ControlConfig {
             reprovide: ReprovideConfig::default(),
             lookup: LookupConfig::default(),
             gossip: GossipConfig::default(),
+            conduct: ConductConfig::default(),
             heartbeat: HeartbeatConfig::default(),
             known_peers_max: 256,
         }
@@ -67,8 +72,14 @@ impl Default for ControlConfig {
 pub struct ConnectionsConfig {
     /// Established connections at most; more are refused.
     pub established_max: u32,
-    /// Connections being made at most, in each direction.
+    /// Connections dialled at once at most.
     pub pending_max: u32,
+    /// Inbound handshakes at once. Beyond: the one that has lasted longest gives way.
+    pub handshakes_max: usize,
+    /// Inbound connections of one IPv4 address or IPv6 /64; more are refused.
+    pub per_address_max: usize,
+    /// Inbound connections that an IPv4 address or IPv6 /64 may try. More are closed at once.
+    pub arrivals: Allowance,
     /// Connections with one peer at most (two processes that dial each other at once make two).
     pub per_peer_max: u32,
     /// The pruner closes connections above this number, down to it.
@@ -94,6 +105,9 @@ impl Default for ConnectionsConfig {
         Self {
             established_max: 512,
             pending_max: 128,
+            handshakes_max: 64,
+            per_address_max: 256,
+            arrivals: Allowance { burst: 512, per_second: 64.0 },
             per_peer_max: 2,
             prune_target: 64,
             prune_age_min: Duration::from_secs(30),

@@ -200,17 +200,23 @@ impl Service {
 
     fn on_gossip(&mut self, from: libp2p::PeerId, id: &gossipsub::MessageId, message: &gossipsub::Message) {
         let source = message.source.as_ref().and_then(addr::from_libp2p);
+        let now = Instant::now();
         let verdict = match source {
-            Some(source) => {
-                gossip::judge(source, &message.data, &mut self.origins, Instant::now(), self.setup.now())
+            Some(source) if self.origins.contains(&source) && !self.conduct.may_tell(source, now) => {
+                self.stats.gossip_damped.count();
+                // Not held against whoever passes it on, who may have heard less of it.
+                self.host.behaviour_mut().gossip.report_message_validation_result(
+                    id,
+                    &from,
+                    gossipsub::MessageAcceptance::Ignore,
+                );
+                return;
             }
+            Some(source) => gossip::judge(source, &message.data, &mut self.origins, now, self.setup.now()),
             // Signed by something that cannot be a member.
-            None => gossip::Verdict {
-                acceptance: gossipsub::MessageAcceptance::Reject,
-                message: None,
-                origins_changed: false,
-            },
+            None => gossip::Verdict::no(gossipsub::MessageAcceptance::Reject),
         };
+        self.judge_conduct(&from, &verdict.acceptance, now);
         match verdict.acceptance {
             gossipsub::MessageAcceptance::Accept => self.stats.gossip_accepted.count(),
             gossipsub::MessageAcceptance::Reject => self.stats.gossip_rejected.count(),
@@ -222,6 +228,26 @@ impl Service {
         }
         if let (Some(source), Some(message)) = (source, verdict.message) {
             self.tell(ControlEvent::Gossip { source, message });
+        }
+    }
+
+    /// Bans who passes on what honest members do not.
+    fn judge_conduct(
+        &mut self,
+        from: &libp2p::PeerId,
+        acceptance: &gossipsub::MessageAcceptance,
+        now: Instant,
+    ) {
+        let Some(peer) = addr::from_libp2p(from) else { return };
+        let ban = match acceptance {
+            gossipsub::MessageAcceptance::Accept => None,
+            gossipsub::MessageAcceptance::Ignore => self.conduct.ignored(peer, now),
+            gossipsub::MessageAcceptance::Reject => self.conduct.offended(peer, now),
+        };
+        if let Some(lasting) = ban {
+            self.stats.gossip_banned.count();
+            tracing::warn!(%peer, ?lasting, "a member is banned for its gossip");
+            self.ban(peer, lasting);
         }
     }
 

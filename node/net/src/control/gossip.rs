@@ -66,7 +66,7 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    fn no(acceptance: MessageAcceptance) -> Self {
+    pub(super) fn no(acceptance: MessageAcceptance) -> Self {
         Self { acceptance, message: None, origins_changed: false }
     }
 }

@@ -134,7 +134,7 @@ pub(crate) enum Command {
         message: GossipMessage,
         done: oneshot::Sender<Result<(), PublishError>>,
     },
-    #[cfg(test)]
+    #[cfg(any(test, feature = "hostile"))]
     PublishUnchecked {
         message: GossipMessage,
         done: oneshot::Sender<Result<(), PublishError>>,
@@ -239,9 +239,12 @@ impl ControlHandle {
         answer.await.unwrap_or(Err(PublishError::Stopped))
     }
 
-    /// What a hostile member would do: publishes without asking whether it may.
-    #[cfg(test)]
-    pub(crate) async fn publish_unchecked(&self, message: GossipMessage) -> Result<(), PublishError> {
+    /// What a hostile member would do, for tests: publishes without asking whether it may.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    #[cfg(any(test, feature = "hostile"))]
+    pub async fn publish_unchecked(&self, message: GossipMessage) -> Result<(), PublishError> {
         let (done, answer) = oneshot::channel();
         let sent = self.commands.send(Command::PublishUnchecked { message, done }).await;
         sent.map_err(|_| PublishError::Stopped)?;

@@ -12,6 +12,7 @@ use libp2p::{PeerId, StreamProtocol, Swarm, Transport, dns, gossipsub, identify,
 use shoal_types::Keypair;
 
 use super::config::ControlConfig;
+use super::inbound::AddressLimit;
 use super::records::Records;
 use super::upgrade::Upgrade;
 use super::{addr, gossip, introduce, push, revoke};
@@ -23,10 +24,14 @@ pub(crate) const IDENTIFY_PROTOCOL: &str = "/shoal/id/1";
 /// A connection must be encrypted, admitted and multiplexed within this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Everything the host does. The first two only refuse connections.
+/// Inbound handshakes libp2p counts at most, far above [`super::inbound`]'s own bound, at which the oldest gives way.
+const PENDING_INBOUND_MAX: u32 = 4096;
+
+/// Everything the host does. The first three only refuse connections.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub(crate) limits: connection_limits::Behaviour,
+    pub(crate) per_address: AddressLimit,
     pub(crate) banned: allow_block_list::Behaviour<BlockedPeers>,
     pub(crate) kad: kad::Behaviour<Records>,
     pub(crate) gossip: gossipsub::Behaviour,
@@ -85,6 +90,7 @@ pub(crate) fn build(
         .with_cache_size(config.known_peers_max);
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits(config)),
+        per_address: AddressLimit::new(config.connections.per_address_max),
         banned: allow_block_list::Behaviour::default(),
         kad: kademlia(config, local, records),
         gossip: gossip::behaviour(&config.gossip, libp2p_keypair)?,
@@ -102,7 +108,8 @@ fn limits(config: &ControlConfig) -> ConnectionLimits {
     let connections = &config.connections;
     ConnectionLimits::default()
         .with_max_established(Some(connections.established_max))
-        .with_max_pending_incoming(Some(connections.pending_max))
+        // Those that had to give way are still counted for a moment.
+        .with_max_pending_incoming(Some(PENDING_INBOUND_MAX))
         .with_max_pending_outgoing(Some(connections.pending_max))
         .with_max_established_per_peer(Some(connections.per_peer_max))
 }

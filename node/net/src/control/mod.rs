@@ -8,7 +8,8 @@
 //! reprovide   when to announce which own blob (pure)
 //! lookup      searches for providers under way
 //! origins     origins alive, by their heartbeats (pure); introduce tells newcomers of them at once
-//! gossip      which news is believed and passed on
+//! gossip      which news is believed and passed on; conduct: how much of it, and who is banned
+//! inbound     handshakes at once, connections by address
 //! known       peers remembered for the next start
 //! pruner      which connections to close (pure)
 //! persist     the port to whatever remembers all that
@@ -16,11 +17,13 @@
 
 mod addr;
 mod commands;
+pub mod conduct;
 pub mod config;
 mod events;
 mod gossip;
 mod handle;
 mod host;
+mod inbound;
 mod introduce;
 mod known;
 mod lookup;
@@ -53,3 +56,26 @@ pub use libp2p::Multiaddr;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "hostile")]
+pub(crate) mod fuzzing {
+    //! See [`crate::fuzzing`].
+
+    use super::{Multiaddr, addr, introduce, push};
+
+    pub(crate) fn introduction(bytes: &[u8]) {
+        if let Ok(read) = <introduce::Introduction as push::Payload>::decode(bytes) {
+            let again = <introduce::Introduction as push::Payload>::decode(&introduce::encode(&read.0));
+            assert!(again.is_ok_and(|again| again.0 == read.0));
+        }
+    }
+
+    pub(crate) fn data_address(text: &str) {
+        let Ok(address) = text.parse::<Multiaddr>() else { return };
+        if let Some((endpoint, Some(zone))) = addr::parse_data_address(&address) {
+            let again = addr::parse_data_address(&addr::data_address(&endpoint, &zone));
+            assert_eq!(again, Some((endpoint, Some(zone))));
+        }
+        let _ = addr::is_control_address(&address);
+    }
+}

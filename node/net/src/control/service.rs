@@ -12,9 +12,11 @@ use shoal_types::{Digest, Endpoint, PeerId, Timestamp, WallTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::addr;
+use super::conduct::Conduct;
 use super::config::ControlConfig;
 use super::handle::{Command, ControlEvent, ControlHandle};
 use super::host::{self, Behaviour, MemberTransport};
+use super::inbound::Guarded;
 use super::known::KnownPeers;
 use super::lookup::Lookups;
 use super::members::{Members, Reachable};
@@ -97,6 +99,8 @@ impl Control {
         let (start, wall) = (Instant::now(), setup.now());
         let mut kept = Records::new(addr::to_libp2p(local), config.records.clone(), seed);
         kept.restore(remembered.providers, start, wall);
+        let stats = Arc::new(ControlStats::default());
+        let transport = Guarded::new(transport, &config.connections, stats.clone());
         let mut host =
             host::build(&config, &setup.identity().keypair, kept, transport).map_err(StartError::Host)?;
         for address in &config.listen {
@@ -110,7 +114,6 @@ impl Control {
         let (events, events_out) = mpsc::channel(EVENTS_MAX);
         let (origins_in, origins_out) = watch::channel(Arc::default());
         let (endpoints_in, endpoints_out) = watch::channel(Arc::default());
-        let stats = Arc::new(ControlStats::default());
         let handle = ControlHandle {
             commands: commands_in,
             origins: origins_out,
@@ -123,6 +126,7 @@ impl Control {
             reprovider: Reprovider::new(config.reprovide.clone(), seed),
             lookups: Lookups::new(config.lookup.clone()),
             origins: Origins::new(setup.identity().mesh, config.heartbeat.clone()),
+            conduct: Conduct::new(&config.conduct),
             known: KnownPeers::new(config.known_peers_max, remembered.peers),
             saver: Saver::new(persistence),
             redial_delay: config.connections.redial_delay_min,
@@ -202,6 +206,7 @@ pub(super) struct Service {
     pub(super) announcing: HashMap<QueryId, Digest>,
     pub(super) lookups: Lookups,
     pub(super) origins: Origins,
+    pub(super) conduct: Conduct,
     pub(super) known: KnownPeers,
     pub(super) saver: Saver,
     /// Who answered at which bootstrap address.

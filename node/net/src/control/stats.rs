@@ -3,18 +3,25 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! stats {
-    ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
-        /// Counters since the start, and gauges (`peers`, `records`, `provided`, `routing_peers`, `origins`).
+    ($($(#[doc = $doc:literal])+ $field:ident),* $(,)?) => {
+        /// Counters since the start, and gauges ([`ControlStats::is_gauge`]).
         #[derive(Debug, Default)]
-        pub struct ControlStats { $($(#[$doc])* pub $field: Stat),* }
+        pub struct ControlStats { $($(#[doc = $doc])+ pub $field: Stat),* }
 
         impl ControlStats {
-            /// All of them by name, for metrics.
-            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($field), self.$field.get())),*].into_iter()
+            /// Name, meaning and value of all of them, for metrics.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($field), concat!($($doc),+), self.$field.get())),*].into_iter()
             }
         }
     };
+}
+
+impl ControlStats {
+    /// Whether the figure of this name goes up and down, rather than only up.
+    pub fn is_gauge(name: &str) -> bool {
+        ["peers", "routing_peers", "origins", "records", "provided"].contains(&name)
+    }
 }
 
 /// One number.
@@ -69,6 +76,10 @@ stats! {
     connections_closed,
     /// Inbound connections that failed in their handshake (the TLS set-up counts them by reason) or were over a limit.
     inbound_failed,
+    /// Inbound connections closed at once: their address connects too often.
+    inbound_too_often,
+    /// Inbound handshakes that had to give way to later ones.
+    handshakes_evicted,
     /// Dials that failed.
     outbound_failed,
     /// Connections the pruner closed.
@@ -105,6 +116,10 @@ stats! {
     gossip_rejected,
     /// Messages neither believed nor passed on.
     gossip_ignored,
+    /// News of an origin that says too much: neither believed nor passed on.
+    gossip_damped,
+    /// Members banned for their gossip.
+    gossip_banned,
     /// Heartbeats learned on connecting.
     introduced,
     /// Introductions refused (forged, or too often).

@@ -1,6 +1,8 @@
 //! Real hosts over loopback TCP, on ports the system picks. Nothing waits for a fixed time: each step waits for
 //! its condition, and fails when that does not come.
 
+mod hostile;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
@@ -37,10 +37,13 @@ pub(crate) async fn accept(hub: Arc<Hub>, listener: TcpListener) {
 /// Checks the limits; beyond one the connection is closed at once.
 fn take_in(hub: &Arc<Hub>, tcp: TcpStream, addr: SocketAddr) {
     hub.stats.accepted.inc();
+    if !hub.arrivals.admit(addr.ip(), Instant::now()) {
+        return hub.stats.refused_too_often.inc();
+    }
     let Ok(place) = hub.places.clone().try_acquire_owned() else {
         return hub.stats.refused_full.inc();
     };
-    let Some(ip_place) = hub.admit_ip(addr.ip().to_canonical()) else {
+    let Some(ip_place) = hub.admit_ip(addr.ip()) else {
         return hub.stats.refused_per_ip.inc();
     };
     let (handshake, evicted) = hub.handshakes.begin();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use shoal_types::Endpoint;
 
 use super::protocol::METAINFO_BYTES_MAX;
+use crate::budget::Allowance;
 use crate::tls::SetupError;
 
 /// The data plane's configuration. Every limit is one of this process unless it says "a connection".
@@ -21,8 +22,10 @@ pub struct DataConfig {
     pub dial_stagger: Duration,
     /// Connections of both directions, handshakes included. Beyond: inbound ones are closed, dials fail.
     pub connections_max: usize,
-    /// Inbound connections of one IP address, handshakes included. Beyond: closed.
+    /// Inbound connections of one IPv4 address or IPv6 /64, handshakes included. Beyond: closed.
     pub connections_per_ip_max: usize,
+    /// Inbound connections that an IPv4 address or IPv6 /64 may try. More are closed at once.
+    pub arrivals: Allowance,
     /// Inbound handshakes at once. Beyond: the one that has lasted longest gives way.
     pub handshakes_max: usize,
     /// Between pings.
@@ -49,6 +52,10 @@ pub struct DataConfig {
     pub calls_max: usize,
     /// Bytes of a call or an answer. The default holds the largest metainfo.
     pub call_bytes_max: usize,
+    /// How often a peer may break the protocol, which ends its connection each time. Beyond: it is banned.
+    pub offences: Allowance,
+    /// For how long.
+    pub offence_ban: Duration,
     /// Banned peers remembered. Beyond: the ban that ends first is lifted.
     pub bans_max: usize,
     /// Unsent bytes in a socket's buffer before it counts as full (`TCP_NOTSENT_LOWAT`): what a control frame waits
@@ -65,6 +72,7 @@ impl Default for DataConfig {
             dial_stagger: Duration::from_millis(250),
             connections_max: 512,
             connections_per_ip_max: 64,
+            arrivals: Allowance { burst: 512, per_second: 64.0 },
             handshakes_max: 64,
             ping_interval: Duration::from_secs(15),
             silence_max: Duration::from_secs(60),
@@ -77,6 +85,8 @@ impl Default for DataConfig {
             taken_back_max: 4096,
             calls_max: 64,
             call_bytes_max: METAINFO_BYTES_MAX + 64 * 1024,
+            offences: Allowance { burst: 5, per_second: 1.0 / 60.0 },
+            offence_ban: Duration::from_secs(300),
             bans_max: 4096,
             notsent_bytes_max: 128 * 1024,
         }

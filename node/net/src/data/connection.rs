@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_types::PeerId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -42,7 +43,7 @@ pub(crate) async fn run(hub: Arc<Hub>, stream: Stream, (link, old): Registered, 
     let _ = hub.events.send(connected).await;
     suit_to_pieces(&stream);
     let (reason, ends) = exchange(&hub, &link, stream).await;
-    count(&hub, &reason);
+    count(&hub, peer, &reason);
     tracing::debug!(%peer, %reason, "a data-plane connection ended");
     link.clear();
     let bye = reason.bye();
@@ -131,9 +132,17 @@ async fn watch(hub: &Hub, link: &Link) -> DisconnectReason {
     }
 }
 
-fn count(hub: &Hub, reason: &DisconnectReason) {
+fn count(hub: &Hub, peer: PeerId, reason: &DisconnectReason) {
     match reason {
-        DisconnectReason::Protocol(_) => hub.stats.protocol_errors.inc(),
+        DisconnectReason::Protocol(_) => {
+            hub.stats.protocol_errors.inc();
+            let excused = hub.offences.lock().take(peer, std::time::Instant::now());
+            if !excused {
+                hub.stats.banned.inc();
+                tracing::warn!(%peer, "a member that keeps breaking the protocol is banned");
+                hub.ban(peer, hub.config.offence_ban);
+            }
+        }
         DisconnectReason::Silent => hub.stats.timeouts.inc(),
         DisconnectReason::Overflow => hub.stats.overflows.inc(),
         _ => {}

@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::DataConfig;
 use super::event::{ConnectError, DataEvent, DisconnectReason};
-use super::handshakes::Handshakes;
 use super::link::{Link, Remote};
 use super::pool::Pool;
 use super::protocol::{Frame, Hello, VERSION, VERSION_MIN};
 use super::stats::DataStats;
+use crate::budget::{Arrivals, Budget, place};
+use crate::handshakes::Handshakes;
 use crate::tls::TlsSetup;
 
 /// Everything the parts of a data plane share.
@@ -32,6 +33,9 @@ pub(crate) struct Hub {
     /// Places for connections of both directions.
     pub(crate) places: Arc<Semaphore>,
     pub(crate) handshakes: Handshakes,
+    pub(crate) arrivals: Arrivals,
+    /// Connections that peers ended by breaking the protocol.
+    pub(crate) offences: Mutex<Budget<PeerId>>,
     /// Pieces in memory for sending.
     pub(crate) sending: Arc<Semaphore>,
     pub(crate) stopping: CancellationToken,
@@ -95,6 +99,8 @@ impl Hub {
             pool: Pool::new(config.buffer_bytes_max),
             places: permits(config.connections_max),
             handshakes: Handshakes::new(config.handshakes_max),
+            arrivals: Arrivals::new(config.arrivals),
+            offences: Mutex::new(Budget::new(config.offences, config.bans_max)),
             sending: permits(config.pieces_in_memory_max),
             stats: DataStats::default(),
             stopping: CancellationToken::new(),
@@ -296,7 +302,7 @@ impl Hub {
 
     /// Counts an inbound connection of an address; `None` when it has too many.
     pub(crate) fn admit_ip(self: &Arc<Self>, ip: IpAddr) -> Option<IpPlace> {
-        let mut state = self.state.lock();
+        let (ip, mut state) = (place(ip), self.state.lock());
         let count = state.inbound.get(&ip).copied().unwrap_or_default();
         if count >= self.config.connections_per_ip_max {
             return None;

@@ -19,7 +19,6 @@ mod event;
 mod expected;
 mod greet;
 mod handle;
-mod handshakes;
 mod hub;
 mod link;
 mod outbox;

@@ -1,6 +1,7 @@
 //! Real data planes over loopback.
 
 mod calls;
+mod conduct;
 mod dials;
 mod limits;
 mod pieces;

@@ -198,6 +198,13 @@ impl Challenge {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_challenge(text: &str) {
+    if let Some(challenge) = Challenge::parse(text) {
+        assert!(!challenge.scheme.is_empty());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,7 +97,7 @@ impl Source {
     /// # Errors
     /// [`BackendError::Denied`] when the file or a helper is broken.
     pub(super) async fn get(&self) -> Result<Option<Credentials>, BackendError> {
-        if let Some(found) = self.from_docker().await? {
+        if let Some(found) = self.docker_login().await? {
             return Ok(Some(found));
         }
         match ecr::region_of(&self.host) {
@@ -106,7 +106,7 @@ impl Source {
         }
     }
 
-    async fn from_docker(&self) -> Result<Option<Credentials>, BackendError> {
+    async fn docker_login(&self) -> Result<Option<Credentials>, BackendError> {
         let Some(path) = self.file.clone().or_else(default_file) else { return Ok(None) };
         let bytes = match tokio::fs::read(&path).await {
             Ok(bytes) => bytes,
@@ -120,7 +120,7 @@ impl Source {
         })?;
         let names = self.names();
         if let Some(helper) = names.iter().find_map(|name| config.helpers.get(name)) {
-            return self.from_helper(helper).await;
+            return self.helper_login(helper).await;
         }
         if let Some(entry) = names.iter().find_map(|name| config.auths.get(name))
             && let Some(found) = entry.credentials()
@@ -128,7 +128,7 @@ impl Source {
             return Ok(Some(found));
         }
         match &config.store {
-            Some(helper) => self.from_helper(helper).await,
+            Some(helper) => self.helper_login(helper).await,
             None => Ok(None),
         }
     }
@@ -148,7 +148,7 @@ impl Source {
         names
     }
 
-    async fn from_helper(&self, helper: &str) -> Result<Option<Credentials>, BackendError> {
+    async fn helper_login(&self, helper: &str) -> Result<Option<Credentials>, BackendError> {
         let program = format!("docker-credential-{helper}");
         let what = || format!("credentials for {} from {program}", self.host);
         let failed = |why: &str| BackendError::denied(what(), told_text(why));

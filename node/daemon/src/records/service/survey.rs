@@ -117,7 +117,7 @@ impl Records {
                 if known.stale || !is_same {
                     return Ok(false);
                 }
-                self.coordinate_alone(key.clone(), None).await.map(|_| true)
+                self.coordinate_alone(key.clone(), None, None).await.map(|_| true)
             })
             .await
     }

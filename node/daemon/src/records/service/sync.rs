@@ -109,7 +109,7 @@ impl Records {
     }
 
     fn owns(&self, repository: &RepositoryName) -> bool {
-        let owners = self.discovery.repository_owners(repository);
+        let owners = self.owners(repository);
         let own = by_zone(&owners).next().unwrap_or_default();
         own.iter().take(OWNERS).any(|owner| owner.peer == self.identity.peer_id())
     }
