@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use http::StatusCode;
 use serde_json::Value;
-use shoal_tests::contract::metric;
 use shoal_tests::image::artifact_of;
 use shoal_tests::process::run_program;
 use shoal_tests::wait::{PATIENCE, TRANSFER};
@@ -91,7 +90,7 @@ async fn whole_images_cross_the_link_once_and_are_served_when_their_zone_is_gone
     let mut crossed = 0.0;
     for name in ["u0", "u1"] {
         let metrics = mesh.node(name)?.metrics().await?;
-        crossed += metrics.sum_where(metric::RECEIVED_BYTES, &[("source", "other_zone")]);
+        crossed += metrics.sum_where("shoal_zone_received_bytes_total", &[("zone", "eu")]);
     }
     ensure!(crossed >= size as f64 && crossed <= 1.05 * size as f64, "{crossed} bytes crossed for {size}");
     let backends = [mesh.scratch("backend/u0")?, mesh.scratch("backend/u1")?];
