@@ -34,19 +34,27 @@ pub(crate) async fn request_of(
     media_type: Option<&str>,
     body: Body,
 ) -> anyhow::Result<Response<Incoming>> {
-    let stream = tokio::net::TcpStream::connect(ops).await.with_context(|| {
-        format!("no daemon answers at {ops}: start one, or name its address (--help says by which flag)")
-    })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let mut builder = Request::builder().method(method).uri(path).header("host", ops.to_string());
+    let mut builder = Request::builder().method(method).uri(path);
     if let Some(length) = length {
         builder = builder.header("content-length", length);
     }
     if let Some(media_type) = media_type {
         builder = builder.header("content-type", media_type);
     }
-    let response = sender.send_request(builder.body(body)?).await?;
+    send(ops, builder, body).await
+}
+
+async fn send(
+    ops: SocketAddr,
+    builder: hyper::http::request::Builder,
+    body: Body,
+) -> anyhow::Result<Response<Incoming>> {
+    let stream = tokio::net::TcpStream::connect(ops).await.with_context(|| {
+        format!("no daemon answers at {ops}: start one, or name its address (--help says by which flag)")
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let response = sender.send_request(builder.header("host", ops.to_string()).body(body)?).await?;
     if response.status().is_success() {
         return Ok(response);
     }
@@ -68,6 +76,28 @@ pub(crate) async fn get(ops: SocketAddr, path: &str) -> anyhow::Result<Response<
 /// A GET whose answer is JSON.
 pub(crate) async fn get_json<T: DeserializeOwned>(ops: SocketAddr, path: &str) -> anyhow::Result<T> {
     let body = get(ops, path).await?.into_body().collect().await?.to_bytes();
+    serde_json::from_slice(&body).context("the daemon's answer is not understood: is it of another version?")
+}
+
+/// A POST of JSON.
+pub(crate) async fn post(
+    ops: SocketAddr,
+    path: &str,
+    question: &impl serde::Serialize,
+) -> anyhow::Result<Response<Incoming>> {
+    let body = Full::new(Bytes::from(serde_json::to_vec(question)?)).map_err(|never| match never {}).boxed();
+    let builder =
+        Request::builder().method(Method::POST).uri(path).header("content-type", "application/json");
+    send(ops, builder, body).await
+}
+
+/// A POST of JSON whose answer is JSON.
+pub(crate) async fn post_json<T: DeserializeOwned>(
+    ops: SocketAddr,
+    path: &str,
+    question: &impl serde::Serialize,
+) -> anyhow::Result<T> {
+    let body = post(ops, path, question).await?.into_body().collect().await?.to_bytes();
     serde_json::from_slice(&body).context("the daemon's answer is not understood: is it of another version?")
 }
 

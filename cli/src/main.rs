@@ -5,12 +5,14 @@ mod daemon;
 mod dev;
 mod doctor;
 mod flags;
+mod gc;
 mod images;
 mod install;
 mod keys;
 mod progress;
 mod push;
 mod reference;
+mod replicate;
 mod show;
 mod simulate;
 mod transfer;
@@ -59,6 +61,10 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Write, or take back, settings of container engines and units of systemd.
     Install(install::InstallArgs),
+    /// Copy an image to the origins of another zone, and wait until it is there.
+    Replicate(replicate::ReplicateArgs),
+    /// Delete what no tag reaches from the backends of all origins, or say what would be.
+    Gc(gc::GcArgs),
     /// Explain a recent pull: where its bytes came from and what it waited for.
     Why(why::WhyArgs),
     /// Try a fleet out in virtual time: the shipping engine on a simulated network.
@@ -158,6 +164,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Install(args) => install::run(&args),
         Command::Completions { shell } => reference::completions(shell),
         Command::Man { dir } => reference::man(dir.as_deref()),
+        Command::Replicate(args) => daemon::small_runtime()?.block_on(replicate::run(args)),
+        Command::Gc(args) => daemon::small_runtime()?.block_on(gc::run(args)),
         Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),
         Command::Mesh(MeshCommand::Init { dir }) => keys::init(&dir),

@@ -73,6 +73,29 @@ pub(crate) async fn status(args: ShowArgs) -> anyhow::Result<()> {
             println!("{:<20}{why}", "last failure");
         }
     }
+    if let Some(replication) = status.get("replication").filter(|status| !status.is_null()) {
+        let number = |key: &str| replication.get(key).and_then(Value::as_u64).unwrap_or_default();
+        println!(
+            "{:<20}{} waiting, {} copied ({})",
+            "replication",
+            number("waiting"),
+            number("copied"),
+            size(number("bytes"))
+        );
+        for job in replication.get("jobs").and_then(Value::as_array).into_iter().flatten().take(20) {
+            println!(
+                "{:<20}{} to {}: {} of {}",
+                "",
+                text(job.get("image")),
+                text(job.get("to")),
+                text(job.get("done")),
+                text(job.get("total"))
+            );
+        }
+        if let Some(why) = replication.get("last_error").and_then(Value::as_str) {
+            println!("{:<20}{why}", "last failure");
+        }
+    }
     for origin in status.get("origins").and_then(Value::as_array).into_iter().flatten() {
         println!("{:<20}{}  zone {}", "origin", text(origin.get("peer")), text(origin.get("zone")));
     }

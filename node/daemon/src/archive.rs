@@ -141,6 +141,27 @@ impl Archive {
         self.complete.store(true, Ordering::Release);
     }
 
+    /// Reads the records in the backends that `ledger` knows nothing of: there are none but after a failure, or when
+    /// somebody else has put them there.
+    ///
+    /// # Errors
+    /// [`ArchiveError`], also of one that is damaged.
+    pub(crate) async fn read_missing(&self, ledger: &Ledger) -> Result<(), ArchiveError> {
+        let store = |error: crate::records::ledger::LedgerError| ArchiveError::Store(error.to_string());
+        for member in self.vault.backends().all().iter().filter(|member| member.backend.is_writable()) {
+            let mut keys = member.backend.list_records();
+            while let Some(key) = keys.try_next().await? {
+                if tokio::task::block_in_place(|| ledger.get(&key)).map_err(store)?.is_some() {
+                    continue;
+                }
+                if let Some((record, _)) = read(&*member.backend, &key).await? {
+                    tokio::task::block_in_place(|| ledger.apply(&record)).map_err(store)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn read_from(&self, member: &Member, ledger: &Ledger) -> Result<u64, ArchiveError> {
         let backend = &*member.backend;
         // Manifests before the tags that name them is not needed: whoever asks for what is not read yet is looked up.

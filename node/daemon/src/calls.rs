@@ -94,6 +94,35 @@ impl Node {
             Request::Renew => self.renew(peer, credential),
             Request::Time => doctor::tell_time(self.clock().wall()),
             Request::Examine { probe } => doctor::examine_for(self, peer, probe).await,
+            Request::Replicated { job, version } => {
+                if !credential.roles.contains(Role::Origin) || credential.zone != self.zone() {
+                    return failed(
+                        Failure::Denied,
+                        "only origins of this zone say what they copied".to_owned(),
+                    );
+                }
+                if let Some(replication) = self.replication() {
+                    replication.made(self, &job, version).await;
+                }
+                Answer::Ready
+            }
+            Request::Collect { .. } | Request::ReadyToMark if !credential.roles.contains(Role::Origin) => {
+                failed(Failure::Denied, "only origins have each other collect garbage".to_owned())
+            }
+            Request::Collect { options } => Answer::Collected(Box::new(self.collect_here(&options).await)),
+            Request::ReadyToMark => match self.records().ready_to_mark().await {
+                Ok(()) => Answer::Ready,
+                Err(why) => failed(Failure::Unavailable, why),
+            },
+            Request::Retain { .. }
+                if !credential.roles.contains(Role::Gateway) && !credential.roles.contains(Role::Origin) =>
+            {
+                failed(Failure::Denied, "only gateways and origins may push".to_owned())
+            }
+            Request::Retain { digests } => match self.retain_here(&digests).await {
+                Ok(()) => Answer::Ready,
+                Err(why) => failed(Failure::Unavailable, why),
+            },
             other => self.records().answer(other, credential.roles, &credential.namespaces).await,
         }
     }

@@ -133,6 +133,10 @@ settings! {
     /// that regular expression; the first that matches wins.
     #[serde(deserialize_with = "one_or_many")]
     backend("backend", List, "[PATTERN=]URL"): Vec<String> = vec![];
+    /// What this origin's zone copies to other zones without anybody pulling it there: in a file
+    /// `[[replicate]]` tables with `match`, a regular expression of whole repository names, and `to`, a list of zones. Set
+    /// the same at all origins of a zone.
+    replicate("replicate", List, "PATTERN=ZONE[+ZONE]"): Vec<crate::replicate::Rule> = vec![];
     /// Registries whose images are pulled through: their names, as in `docker.io`, and for origins where to ask them and
     /// how, if it is not at their names, as in `docker.io=registry://registry-1.docker.io?docker-config=FILE`
     /// (docs/STORAGE.md). Origins fetch from them; gateways are mirrors of them for clients that say so with `?ns=`.
@@ -319,6 +323,9 @@ impl Config {
         }
         if !self.origin && !self.backend.is_empty() {
             return conflict("backend is set, but only an origin has one: set origin = true as well");
+        }
+        if !self.origin && !self.replicate.is_empty() {
+            return conflict("replicate is set, but only an origin replicates: set origin = true as well");
         }
         for rule in &self.backend {
             if let Err(error) = rule.parse::<shoal_origin::BackendRule>() {

@@ -14,9 +14,11 @@ pub mod driver;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gc;
 pub mod keys;
 pub mod links;
 mod locks;
+pub mod manifests;
 pub mod membership;
 pub mod metrics;
 pub mod node;
@@ -28,6 +30,7 @@ pub mod push;
 pub mod queue;
 pub mod reader;
 pub mod records;
+pub mod replicate;
 pub mod rpc;
 mod upkeep;
 mod upstream;

@@ -90,6 +90,10 @@ pub struct Metrics {
     pub calls: Counter,
     /// Blobs evicted from the store.
     pub evicted: Counter,
+    /// Blobs that garbage collection deleted.
+    pub collected: Counter,
+    /// Their bytes.
+    pub collected_bytes: Counter,
 }
 
 impl Metrics {
@@ -124,6 +128,8 @@ impl Metrics {
             calls_shed: Counter::default(),
             calls: Counter::default(),
             evicted: Counter::default(),
+            collected: Counter::default(),
+            collected_bytes: Counter::default(),
         };
         own.begin_at_zero();
         own.register(registry);
@@ -173,6 +179,8 @@ impl Metrics {
         table::CALLS.register(registry, self.calls.clone());
         table::CALLS_SHED.register(registry, self.calls_shed.clone());
         table::EVICTED.register(registry, self.evicted.clone());
+        table::COLLECTED.register(registry, self.collected.clone());
+        table::COLLECTED_BYTES.register(registry, self.collected_bytes.clone());
     }
 
     /// Takes note of an engine's report; `member` tells the zone and roles of a peer.

@@ -34,6 +34,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
 use crate::records::service::Records;
+use crate::replicate::Replication;
 use crate::upstream::Upstreams;
 use crate::vault::Vault;
 
@@ -59,6 +60,7 @@ struct Inner {
     discovery: Arc<Discovery>,
     records: Arc<Records>,
     vault: Option<Arc<Vault>>,
+    replication: Option<Arc<Replication>>,
     upstreams: Upstreams,
     pulls: Arc<Pulls>,
     metrics: Arc<Metrics>,
@@ -146,6 +148,11 @@ impl Node {
     /// Its durable side, if it is an origin.
     pub fn vault(&self) -> Option<&Arc<Vault>> {
         self.0.vault.as_ref()
+    }
+
+    /// What it copies to other zones, if it is an origin.
+    pub fn replication(&self) -> Option<&Arc<Replication>> {
+        self.0.replication.as_ref()
     }
 
     /// What is known of the registries that are pulled through.

@@ -18,16 +18,20 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use shoal_engine::{SwarmPeerStatus, SwarmStatus};
 use shoal_net::control::ControlHandle;
-use shoal_types::{Digest, PeerId, RevocationError, SignedRevocations};
+use shoal_types::{
+    Digest, ImageReference, PeerId, RecordKey, RecordKind, Reference, RevocationError, SignedRevocations,
+    Zone,
+};
 use tokio::net::TcpListener;
 
 use self::limited::Limited;
 use crate::doctor;
-use crate::node::Node;
+use crate::node::{ManifestError, Node};
 use crate::pulls::Pull;
+use crate::replicate::Job;
 
 /// How long a backend may take to answer the question whether it is ready: a probe from outside waits no longer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -101,6 +105,8 @@ fn router(node: Node) -> Router {
             "/api/v1/doctor",
             post(|State(node): State<Node>| async move { Json(doctor::examine(&node).await) }),
         )
+        .route("/api/v1/gc", post(collect))
+        .route("/api/v1/replications", get(replications).post(replicate))
         .route("/api/v1/revocations", get(revocations))
         .route(
             "/api/v1/revocations",
@@ -160,6 +166,7 @@ struct Status {
     swarms: usize,
     backends: Vec<BackendStatus>,
     queue: Option<crate::queue::QueueStatus>,
+    replication: Option<crate::replicate::ReplicationStatus>,
 }
 
 #[derive(Serialize)]
@@ -250,6 +257,7 @@ async fn status_of(node: &Node) -> Option<Status> {
             .map(|vault| vault.backends().all().iter().map(backend_status).collect())
             .unwrap_or_default(),
         queue: node.vault().map(|vault| vault.queue().status(node.clock().wall())),
+        replication: node.replication().map(|replication| replication.status()),
     })
 }
 
@@ -326,6 +334,63 @@ struct PullRow {
     digest: Digest,
     #[serde(flatten)]
     pull: Pull,
+}
+
+const NO_ORIGIN: &str = "this daemon is no origin: name an origin's ops listener with --ops";
+
+/// What waits to be copied to other zones.
+async fn replications(State(node): State<Node>) -> Response {
+    match node.replication() {
+        Some(replication) => Json(replication.status()).into_response(),
+        None => refusal(StatusCode::CONFLICT, NO_ORIGIN),
+    }
+}
+
+#[derive(Deserialize)]
+struct Replicate {
+    image: String,
+    to: Zone,
+}
+
+/// Queues a copy; answers when it is queued.
+async fn replicate(State(node): State<Node>, Json(wanted): Json<Replicate>) -> Response {
+    let Some(replication) = node.replication().cloned() else {
+        return refusal(StatusCode::CONFLICT, NO_ORIGIN);
+    };
+    let image = match wanted.image.parse::<ImageReference>() {
+        Ok(image) => image,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, error),
+    };
+    if wanted.to == node.zone() {
+        return refusal(StatusCode::BAD_REQUEST, format!("this origin is in the zone {} itself", wanted.to));
+    }
+    if node.control().origins().iter().all(|origin| origin.zone != wanted.to) {
+        return refusal(StatusCode::NOT_FOUND, format!("no origin of zone {} is known", wanted.to));
+    }
+    match node.resolve(&image.repository, &image.reference).await {
+        Ok(_) => {}
+        Err(error @ ManifestError::NotFound) => {
+            return refusal(StatusCode::NOT_FOUND, format!("{image}: {error}"));
+        }
+        Err(error) => return refusal(StatusCode::SERVICE_UNAVAILABLE, error),
+    }
+    let kind = match image.reference {
+        Reference::Tag(tag) => RecordKind::Tag(tag),
+        Reference::Digest(digest) => RecordKind::Manifest(digest),
+    };
+    let job = Job { key: RecordKey { repository: image.repository, kind }, zone: wanted.to };
+    match crate::driver::blocking(move || replication.ask(job)).await {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(why) => refusal(StatusCode::INTERNAL_SERVER_ERROR, why),
+    }
+}
+
+/// Collects garbage at every origin; answers when it is done.
+async fn collect(State(node): State<Node>, Json(options): Json<crate::gc::Options>) -> Response {
+    if node.vault().is_none() {
+        return refusal(StatusCode::CONFLICT, NO_ORIGIN);
+    }
+    Json(node.collect_everywhere(&options).await).into_response()
 }
 
 #[derive(Serialize)]

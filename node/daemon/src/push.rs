@@ -66,6 +66,8 @@ impl Node {
         let Some(entry) = entry.filter(|entry| entry.complete) else {
             return Err(KeepError::Store("the pushed blob vanished".to_owned()));
         };
+        // Before any owner looks whether it has the blob already.
+        self.retain(&[digest]).await;
         let deadline = tokio::time::Instant::now() + self.config().search_patience;
         let result = loop {
             let owners = self.wait_for_owners(&digest, deadline).await;

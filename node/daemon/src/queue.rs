@@ -1,5 +1,6 @@
-//! What an origin has yet to write to its backend: blobs of `write=back`, and records. It is on the disk before a push
-//! is acknowledged, survives `kill -9`, and is tried again until the backend has it.
+//! Durable queues: what an origin has yet to write to its backend (blobs of `write=back`, and records), and what it has
+//! yet to copy to other zones. An item is on the disk before a push is acknowledged, survives `kill -9`, and is tried
+//! again until it is done.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,30 +78,41 @@ pub struct QueueStatus {
     pub last_error: Option<String>,
 }
 
+/// What can be queued: its encoding is its key in the table.
+pub trait Queued: Clone + Ord + minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()> {}
+
+impl<T: Clone + Ord + minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()>> Queued for T {}
+
 /// The queue.
-pub struct Queue {
+pub struct Queue<I = Item> {
     table: KvTable,
-    waiting: Mutex<BTreeMap<Item, Waiting>>,
+    /// Beginning of its keys.
+    prefix: &'static [u8],
+    waiting: Mutex<BTreeMap<I, Waiting>>,
     told: Mutex<(u64, Option<String>)>,
     changed: Notify,
 }
 
-impl Queue {
-    /// The queue in `table`, with what an earlier process left.
+impl<I: Queued> Queue<I> {
+    /// The queue in `table` under keys that begin with `prefix`, with what an earlier process left.
     ///
     /// # Errors
     /// The table cannot be read, or a later program wrote it.
-    pub fn open(table: KvTable) -> Result<Self, String> {
+    pub fn open(table: KvTable, prefix: &'static [u8]) -> Result<Self, String> {
         let mut waiting = BTreeMap::new();
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let page = table.scan_prefix(b"", after.as_deref(), PAGE).map_err(|error| error.to_string())?;
+            let page =
+                table.scan_prefix(prefix, after.as_deref(), PAGE).map_err(|error| error.to_string())?;
             for (key, value) in &page {
                 let unknown = || {
                     "the queue of writes has an entry of an unknown format: a newer version wrote it"
                         .to_owned()
                 };
-                let item = minicbor::decode::<Item>(key).map_err(|_| unknown())?;
+                let item = key
+                    .get(prefix.len()..)
+                    .and_then(|key| minicbor::decode::<I>(key).ok())
+                    .ok_or_else(unknown)?;
                 let row = value.split_first().filter(|(format, _)| **format == FORMAT).ok_or_else(unknown)?.1;
                 let row = minicbor::decode::<Row>(row).map_err(|_| unknown())?;
                 waiting.insert(item, Waiting::new(row));
@@ -110,19 +122,20 @@ impl Queue {
                 _ => break,
             }
         }
-        Ok(Self { table, waiting: Mutex::new(waiting), told: Mutex::default(), changed: Notify::new() })
+        Ok(Self {
+            table,
+            prefix,
+            waiting: Mutex::new(waiting),
+            told: Mutex::default(),
+            changed: Notify::new(),
+        })
     }
 
     /// Queues an item; it is on stable storage when this returns. Blocks on the disk.
     ///
     /// # Errors
     /// The table cannot be written; nothing is queued.
-    pub fn push(
-        &self,
-        item: Item,
-        repository: Option<RepositoryName>,
-        now: WallTime,
-    ) -> Result<(), StoreError> {
+    pub fn push(&self, item: I, repository: Option<RepositoryName>, now: WallTime) -> Result<(), StoreError> {
         let mut waiting = self.waiting.lock();
         if let Some(known) = waiting.get_mut(&item) {
             known.again = known.taken;
@@ -131,7 +144,7 @@ impl Queue {
         let row = Row { repository, queued: now };
         let value = [&[FORMAT], crate::rpc::encode(&row).as_slice()].concat();
         // Under the lock: what is taken is on the disk, and one that is done is gone from it.
-        self.table.write_batch(&[KvOp::Put(crate::rpc::encode(&item), value)], true)?;
+        self.table.write_batch(&[KvOp::Put(self.key(&item), value)], true)?;
         waiting.insert(item, Waiting::new(row));
         drop(waiting);
         self.changed.notify_waiters();
@@ -139,26 +152,47 @@ impl Queue {
     }
 
     /// Whether an item is waiting.
-    pub fn contains(&self, item: &Item) -> bool {
+    pub fn contains(&self, item: &I) -> bool {
         self.waiting.lock().contains_key(item)
     }
 
-    /// The blobs waiting.
-    pub fn blobs(&self) -> Vec<Digest> {
-        let blob = |item: &Item| match item {
-            Item::Blob(digest) => Some(*digest),
-            Item::Record(_) => None,
-        };
-        self.waiting.lock().keys().filter_map(blob).collect()
+    /// Number of items waiting.
+    pub fn len(&self) -> usize {
+        self.waiting.lock().len()
     }
 
-    /// The repository an item is waiting for; `None` when it does not wait, or is of none.
-    pub fn repository_of(&self, item: &Item) -> Option<RepositoryName> {
-        self.waiting.lock().get(item).and_then(|waiting| waiting.row.repository.clone())
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// At most `limit` items waiting, in order.
+    pub fn items(&self, limit: usize) -> Vec<I> {
+        self.waiting.lock().keys().take(limit).cloned().collect()
+    }
+
+    /// When an item was first queued.
+    pub fn queued(&self, item: &I) -> Option<WallTime> {
+        self.waiting.lock().get(item).map(|waiting| waiting.row.queued)
+    }
+
+    /// How long the oldest has been waiting.
+    pub fn oldest(&self, now: WallTime) -> Duration {
+        let oldest = self.waiting.lock().values().map(|waiting| waiting.row.queued).min();
+        oldest.map_or(Duration::ZERO, |oldest| now.saturating_since(oldest))
+    }
+
+    /// Failures since the process started, and the last one's reason unless something was done since.
+    pub fn told(&self) -> (u64, Option<String>) {
+        self.told.lock().clone()
+    }
+
+    fn key(&self, item: &I) -> Vec<u8> {
+        [self.prefix, crate::rpc::encode(item).as_slice()].concat()
     }
 
     /// The next item that is due, with its repository; waits for one. [`Self::done`] or [`Self::failed`] gives it back.
-    pub async fn next(&self) -> (Item, Option<RepositoryName>) {
+    pub async fn next(&self) -> (I, Option<RepositoryName>) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -189,7 +223,7 @@ impl Queue {
     ///
     /// # Errors
     /// The table cannot be written: it is written once more after a restart.
-    pub fn done(&self, item: &Item) -> Result<(), StoreError> {
+    pub fn done(&self, item: &I) -> Result<(), StoreError> {
         self.told.lock().1 = None;
         let mut waiting = self.waiting.lock();
         if let Some(known) = waiting.get_mut(item)
@@ -201,11 +235,11 @@ impl Queue {
             return Ok(());
         }
         waiting.remove(item);
-        self.table.delete(&crate::rpc::encode(item))
+        self.table.delete(&self.key(item))
     }
 
     /// An item could not be written: it is tried again after a while, longer each time. `random` is of 0 to 1.
-    pub fn failed(&self, item: &Item, why: &str, random: f64) {
+    pub fn failed(&self, item: &I, why: &str, random: f64) {
         {
             let mut told = self.told.lock();
             told.0 += 1;
@@ -221,16 +255,47 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
+    /// Makes an item that waits due at once.
+    pub fn hurry(&self, item: &I) {
+        if let Some(known) = self.waiting.lock().get_mut(item) {
+            known.due = Instant::now();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// It is not this process's turn with an item: it is looked at again after `pause`.
+    pub fn put_off(&self, item: &I, pause: Duration) {
+        if let Some(known) = self.waiting.lock().get_mut(item) {
+            known.taken = false;
+            known.due = Instant::now() + if known.again { Duration::ZERO } else { pause };
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+impl Queue {
+    /// The blobs waiting.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let blob = |item: &Item| match item {
+            Item::Blob(digest) => Some(*digest),
+            Item::Record(_) => None,
+        };
+        self.waiting.lock().keys().filter_map(blob).collect()
+    }
+
+    /// The repository an item is waiting for; `None` when it does not wait, or is of none.
+    pub fn repository_of(&self, item: &Item) -> Option<RepositoryName> {
+        self.waiting.lock().get(item).and_then(|waiting| waiting.row.repository.clone())
+    }
+
     /// What is waiting, as of `now`.
     pub fn status(&self, now: WallTime) -> QueueStatus {
         let waiting = self.waiting.lock();
         let blobs = waiting.keys().filter(|item| matches!(item, Item::Blob(_))).count();
-        let oldest = waiting.values().map(|waiting| waiting.row.queued).min();
-        let oldest_ms = oldest.map_or(Duration::ZERO, |oldest| now.saturating_since(oldest));
-        let oldest_ms = u64::try_from(oldest_ms.as_millis()).unwrap_or(u64::MAX);
         let records = waiting.len() - blobs;
         drop(waiting);
-        let (retries, last_error) = self.told.lock().clone();
+        let oldest_ms = u64::try_from(self.oldest(now).as_millis()).unwrap_or(u64::MAX);
+        let (retries, last_error) = self.told();
         QueueStatus { blobs, records, oldest_ms, retries, last_error }
     }
 }
@@ -249,7 +314,7 @@ fn delay(failures: u32, random: f64) -> Duration {
 }
 
 /// Counts and names for logs.
-impl std::fmt::Debug for Queue {
+impl<I> std::fmt::Debug for Queue<I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("waiting", &self.waiting.lock().len()).finish_non_exhaustive()
     }
@@ -274,7 +339,7 @@ mod tests {
 
     fn open(dir: &std::path::Path) -> (Store, Queue) {
         let (store, _) = Store::open(StoreConfig::new(dir), WallTime::default()).unwrap();
-        let queue = Queue::open(store.table(Table::Queue)).unwrap();
+        let queue = Queue::open(store.table(Table::Queue), b"").unwrap();
         (store, queue)
     }
 

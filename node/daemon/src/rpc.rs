@@ -6,8 +6,8 @@
 use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::record::SignedRecord;
 use shoal_types::{
-    Digest, Endpoint, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RepositoryName, SignedCredential,
-    VouchedMetainfo, WallTime,
+    Digest, Endpoint, Metainfo, PeerId, RecordKey, RecordKind, RecordValue, RecordVersion, RepositoryName,
+    SignedCredential, VouchedMetainfo, WallTime,
 };
 
 /// Most records in one page.
@@ -159,6 +159,41 @@ pub enum Request {
         /// What to do.
         #[n(2)]
         step: UploadStep,
+    },
+    /// "Delete what no tag reaches." Asked of an origin by another, on behalf of whoever runs both.
+    #[n(16)]
+    Collect {
+        /// How.
+        #[n(0)]
+        options: crate::gc::Options,
+    },
+    /// "Whoever pushes is about to need these: forget that nothing reached them." Asked of all origins.
+    #[n(17)]
+    Retain {
+        /// Blobs and manifests.
+        #[n(0)]
+        digests: Vec<Digest>,
+    },
+    /// "Do you know every record that your backends have?" Asked of an origin by another, before it marks.
+    #[n(18)]
+    ReadyToMark,
+    /// "Keep this record of my zone, as it is." Asked of an owner by an origin of another zone, once it has all that the
+    /// record reaches.
+    #[n(19)]
+    Import {
+        /// The record.
+        #[n(0)]
+        record: SignedRecord,
+    },
+    /// "I have made this copy: you need not." Asked of the other owners of the own zone.
+    #[n(20)]
+    Replicated {
+        /// What was copied, and where to.
+        #[n(0)]
+        job: crate::replicate::Job,
+        /// The version that is there now.
+        #[n(1)]
+        version: RecordVersion,
     },
     /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
     #[n(21)]
@@ -366,7 +401,7 @@ pub enum Answer {
     /// To `Stat`.
     #[n(1)]
     Stat(#[n(0)] Found),
-    /// To `WriteRecord` and `PutRecord`: it is kept; to `GetRecord`: the newest known. For a `PutRecord` of an older
+    /// To `WriteRecord`, `PutRecord` and `Import`: it is kept; to `GetRecord`: the newest known. For a `PutRecord` of an older
     /// version the newer one that is kept instead.
     #[n(2)]
     Record(#[n(0)] Option<SignedRecord>),
@@ -422,6 +457,12 @@ pub enum Answer {
         #[n(1)]
         found: bool,
     },
+    /// To `Collect`.
+    #[n(11)]
+    Collected(#[n(0)] Box<crate::gc::Report>),
+    /// To `Retain`, `ReadyToMark` and `Replicated`.
+    #[n(12)]
+    Ready,
     /// To `Traffic`: counts since the process started.
     #[n(15)]
     Traffic(#[n(0)] Traffic),

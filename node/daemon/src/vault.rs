@@ -15,9 +15,11 @@ use shoal_types::{
     Digest, GossipMessage, Metainfo, MetainfoBuilder, PieceIndex, PieceLayout, RepositoryName, Signed,
     SignedMetainfo, VouchedMetainfo,
 };
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 use crate::clock::wall_now;
 use crate::driver::{DriverHandle, blocking};
+use crate::gc::condemned::Condemned;
 use crate::locks::KeyedLocks;
 use crate::queue::{Item, SharedQueue};
 
@@ -68,6 +70,12 @@ pub struct Vault {
     beginning: KeyedLocks<Digest>,
     /// Who has blobs that are being read, so that not every piece asks all backends.
     holders: Mutex<BTreeMap<Digest, Member>>,
+    /// What nothing reaches, and since when.
+    condemned: Condemned,
+    /// Held for reading while something is deleted, for writing while it is made sure that it is not.
+    sweeping: RwLock<()>,
+    /// One collection at a time.
+    collecting: tokio::sync::Mutex<()>,
     /// Blobs of the queue: pinned, the store does not evict them whatever else it believes of them.
     queued: Mutex<BTreeMap<Digest, Pin>>,
     news: Box<dyn Fn(GossipMessage) + Send + Sync>,
@@ -83,12 +91,14 @@ impl Vault {
     pub fn new(
         backends: BackendSet,
         queue: SharedQueue,
+        condemned: Condemned,
         store: Store,
         identity: Identity,
         news: Box<dyn Fn(GossipMessage) + Send + Sync>,
     ) -> Self {
         let (busy, holders) = (KeyedLocks::default(), Mutex::default());
         let queued = queue.blobs().into_iter().map(|digest| (digest, store.pin(&digest))).collect();
+        let (sweeping, collecting) = (RwLock::default(), tokio::sync::Mutex::default());
         let (reading, beginning) = (Mutex::default(), KeyedLocks::default());
         Self {
             backends,
@@ -99,6 +109,9 @@ impl Vault {
             reading,
             beginning,
             holders,
+            condemned,
+            sweeping,
+            collecting,
             queued: Mutex::new(queued),
             news,
         }
@@ -296,6 +309,57 @@ impl Vault {
         Ok(None)
     }
 
+    /// What nothing reaches.
+    pub(crate) fn condemned(&self) -> &Condemned {
+        &self.condemned
+    }
+
+    /// Held while a collection runs.
+    pub(crate) fn collecting(&self) -> &tokio::sync::Mutex<()> {
+        &self.collecting
+    }
+
+    /// Forgets that these were unreached: when it returns they are deleted, or are not going to be.
+    ///
+    /// # Errors
+    /// A text: the disk failed.
+    pub(crate) async fn absolve(&self, digests: &[Digest]) -> Result<(), String> {
+        let _no_deletion = self.sweeping.write().await;
+        if digests.iter().all(|digest| self.condemned.since(digest).is_none()) {
+            return Ok(());
+        }
+        tokio::task::block_in_place(|| self.condemned.absolve(digests))
+    }
+
+    /// While what it returns lives, nobody can come to need `digest`; `None` when somebody did, or it has not been
+    /// unreached for as long as `grace`.
+    pub(crate) async fn doomed(&self, digest: &Digest, grace: Duration) -> Option<RwLockReadGuard<'_, ()>> {
+        let held = self.sweeping.read().await;
+        let since = self.condemned.since(digest)?;
+        (wall_now().saturating_since(since) >= grace).then_some(held)
+    }
+
+    /// Deletes a blob that has been unreached for as long as `grace`, from every backend and from the store; `false` when
+    /// it is not to be deleted any more.
+    ///
+    /// # Errors
+    /// A text: some of it may be left.
+    pub(crate) async fn collect(&self, digest: &Digest, grace: Duration) -> Result<bool, String> {
+        let Some(_held) = self.doomed(digest, grace).await else { return Ok(false) };
+        // On its way to the backend: when it is there, the next collection deletes it.
+        if self.queue.contains(&Item::Blob(*digest)) {
+            return Ok(false);
+        }
+        for member in self.backends.all().iter().filter(|member| member.backend.is_writable()) {
+            member.backend.delete(digest).await.map_err(|error| error.to_string())?;
+        }
+        self.holders.lock().remove(digest);
+        let (store, doomed) = (self.store.clone(), *digest);
+        blocking(move || store.remove(&doomed)).await?;
+        tokio::task::block_in_place(|| self.condemned.absolve([digest]))?;
+        Ok(true)
+    }
+
     /// Fetches a blob from who pushes it (unless it is here), checks it, and puts it on stable storage: into the
     /// repository's backend, or with `write=back` on this disk and into the queue.
     ///
@@ -309,6 +373,7 @@ impl Vault {
         driver: &DriverHandle,
     ) -> Result<VouchedMetainfo, AnchorError> {
         let digest = metainfo.digest();
+        self.absolve(&[digest]).await.map_err(AnchorError::Store)?;
         self.busy.alone(&digest, self.anchor_alone(metainfo, repository, pusher, driver)).await
     }
 

@@ -97,6 +97,14 @@ fn origin(node: &Node, samples: &mut Samples) {
     samples.labelled(&table::QUEUE, &[("kind", "record")], queue.records as f64);
     samples.one(&table::QUEUE_AGE, queue.oldest_ms as f64 / 1000.0);
     samples.one(&table::QUEUE_RETRIES, queue.retries as f64);
+    if let Some(replication) = node.replication() {
+        let status = replication.status();
+        samples.one(&table::REPLICATION_WAITING, status.waiting as f64);
+        samples.one(&table::REPLICATION_AGE, status.oldest_ms as f64 / 1000.0);
+        samples.one(&table::REPLICATION_COPIED, status.copied as f64);
+        samples.one(&table::REPLICATION_BYTES, status.bytes as f64);
+        samples.one(&table::REPLICATION_RETRIES, status.retries as f64);
+    }
     for member in vault.backends().all() {
         let (traffic, name) = (&member.traffic, member.backend.describe());
         let labels = [("backend", name.as_str())];

@@ -155,6 +155,13 @@ rows! {
         QUEUE: Gauge "shoal_backend_queue" ["kind"] "Blobs and records that wait to be written to a backend";
         QUEUE_AGE: Gauge "shoal_backend_queue_age_seconds" [] "How long the oldest of them has been waiting";
         QUEUE_RETRIES: Counter "shoal_backend_queue_retries" [] "Writes to a backend that failed and are tried again";
+        COLLECTED: Counter "shoal_gc_blobs" [] "Blobs deleted by garbage collection";
+        COLLECTED_BYTES: Counter "shoal_gc_deleted_bytes" [] "Bytes of blobs deleted by garbage collection";
+        REPLICATION_WAITING: Gauge "shoal_replication_waiting" [] "Tags and manifests that wait to be copied to other zones";
+        REPLICATION_AGE: Gauge "shoal_replication_age_seconds" [] "How long the oldest of them has been waiting";
+        REPLICATION_COPIED: Counter "shoal_replication_copied" [] "Tags and manifests copied to other zones";
+        REPLICATION_BYTES: Counter "shoal_replication_copied_bytes" [] "Bytes of the blobs that other zones have because of that";
+        REPLICATION_RETRIES: Counter "shoal_replication_retries" [] "Copies that failed and are tried again";
         BACKEND_READ: Counter "shoal_backend_read_bytes" ["backend"] "Bytes of blobs read from a backend";
         BACKEND_WRITTEN: Counter "shoal_backend_written_bytes" ["backend"] "Bytes of blobs put into a backend";
         BACKEND_FAILURES: Counter "shoal_backend_failures" ["backend"] "Requests that a backend did not answer, or refused";

@@ -59,7 +59,11 @@ impl Node {
     }
 
     /// What the owners say of a blob; `None` when none of them answers.
-    async fn ask_owners(&self, digest: Digest, repository: Option<&RepositoryName>) -> Option<Found> {
+    pub(super) async fn ask_owners(
+        &self,
+        digest: Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Option<Found> {
         let request = Request::Stat { digest, repository: repository.cloned() };
         let owners = self.discovery().blob_owners(&digest);
         let mut asked: FuturesUnordered<_> = owners

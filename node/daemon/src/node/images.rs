@@ -3,18 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use shoal_engine::io::ReadError;
 use shoal_origin::Content;
 use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
 use super::upstream::{is_from_source, key_of};
 use super::{FinishError, Node};
+use crate::driver::blocking;
+use crate::manifests::Contents;
 use crate::records::service::{RecordError, Seen};
-use crate::rpc::{Fetched, Listing, PAGE_MAX};
+use crate::rpc::{Fetched, Found, Listing, PAGE_MAX};
 use crate::upstream::SourceError;
 
 /// Largest manifest (distribution specification v1.1, "Pushing Manifests": registries should accept at least 4 MiB).
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Blobs of a manifest looked up side by side.
+const CHECKS: usize = 16;
 /// How often a register is read again while no owner can be reached.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -179,6 +184,7 @@ impl Node {
         if metainfo.digest() != digest {
             return Err(FinishError::Digest(metainfo.digest()));
         }
+        let contents = Contents::parse(&bytes).map_err(FinishError::Store)?;
         let (store, metainfo) = (self.store().clone(), Arc::new(metainfo));
         let put = tokio::task::spawn_blocking(move || store.put_bytes(&metainfo, None, &bytes)).await;
         match put {
@@ -190,12 +196,48 @@ impl Node {
             Err(error) => return Err(FinishError::Store(error.to_string())),
         }
         self.keep_safe(digest, Some(repository.clone())).await?;
+        self.keep_contents(repository, &contents).await?;
         self.records().write(manifest_key(repository, digest), Some(value.clone())).await?;
         if let Some(tag) = tag {
             // What only referrers lists need is in the manifest's record; a tag's stays small enough for gossip.
             let value =
                 RecordValue { subject: None, artifact_type: None, annotations: Default::default(), ..value };
             self.records().write(tag_key(repository, tag), Some(value)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that garbage collection keeps what a manifest refers to, and that origins have it: what a client did not
+    /// push because it was here may be a copy of what is deleted.
+    async fn keep_contents(
+        &self,
+        repository: &RepositoryName,
+        contents: &Contents,
+    ) -> Result<(), FinishError> {
+        let all: Vec<Digest> = contents.manifests.iter().chain(&contents.blobs).copied().collect();
+        self.retain(&all).await;
+        let checks = all.into_iter().map(|digest| async move {
+            if !matches!(self.ask_owners(digest, Some(repository)).await, Some(Found::Absent)) {
+                return Ok(());
+            }
+            let store = self.store().clone();
+            let here = blocking(move || store.lookup(&digest)).await.map_err(FinishError::Store)?;
+            if !here.is_some_and(|entry| entry.complete) {
+                return Err(FinishError::Unsafe(format!("{digest} has just been deleted: push it again")));
+            }
+            self.keep_safe(digest, Some(repository.clone())).await.map_err(FinishError::from)
+        });
+        let mut checks = futures::stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(CHECKS);
+        while let Some(checked) = checks.next().await {
+            checked?;
+        }
+        drop(checks);
+        for child in &contents.manifests {
+            let seen = self.records().read(&manifest_key(repository, *child)).await?;
+            if seen.is_deleted() && !seen.stale {
+                let why = format!("the manifest {child} has just been deleted: push it again");
+                return Err(FinishError::Unsafe(why));
+            }
         }
         Ok(())
     }

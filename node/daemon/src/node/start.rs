@@ -13,7 +13,7 @@ use shoal_net::identity::Identity;
 use shoal_net::tls::{TlsSetup, system_clock};
 use shoal_origin::{BackendRule, BackendSet, BackendUrlError};
 use shoal_store::{Store, StoreConfig, Table};
-use shoal_types::{Endpoint, Role};
+use shoal_types::{Endpoint, Role, Zone};
 use tokio::sync::{mpsc, watch};
 
 use super::uploads::home_key;
@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::driver::{self, Parts, blocking};
+use crate::gc::condemned::Condemned;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::persistence::{Memory, RecordTable};
@@ -31,9 +32,10 @@ use crate::pulls::Pulls;
 use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
+use crate::replicate::{Replication, Rule};
 use crate::upstream::Upstreams;
 use crate::vault::Vault;
-use crate::{calls, membership, upkeep};
+use crate::{calls, membership, replicate, upkeep};
 
 /// Why a node does not start. The text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +99,13 @@ impl Node {
             tokio::spawn(upkeep::restore_copies(node.clone()));
             tokio::spawn(upkeep::write_back(node.clone()));
             tokio::spawn(upkeep::settle_records(node.clone()));
+            if let Some(replication) = node.replication().cloned() {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    replication.catch_up(&node).await;
+                    replicate::run(node, replication).await;
+                });
+            }
             let reading = node.clone();
             tokio::spawn(async move { reading.records().read_archive().await });
         }
@@ -227,6 +236,7 @@ async fn assemble(
     };
     let seed = u64::from_le_bytes(crate::keys::random_secret()[..8].try_into().unwrap_or_default());
     let engine_config = engine_config(&config)?;
+    let engine_zone = zone.clone();
     let (driver, _task) = {
         let parts =
             (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
@@ -235,7 +245,7 @@ async fn assemble(
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
             move |_| Parts {
-                engine: Engine::new(engine_config, local, zone, seed, clock.now()),
+                engine: Engine::new(engine_config, local, engine_zone, seed, clock.now()),
                 clock,
                 store,
                 data,
@@ -267,6 +277,10 @@ async fn assemble(
         heartbeat_lifetime,
         config.immutable_tags(),
     ));
+    let replication = match config.origin {
+        true => Some(open_replication(&config.replicate, &zone, &store, &records).await?),
+        false => None,
+    };
     let renewer = config.renewal_key.as_deref().map(crate::keys::read_issuing_key).transpose();
     let renewer = renewer.map_err(|error| StartError::Config(format!("renewal-key: {error}")))?;
     Ok(Inner {
@@ -288,9 +302,25 @@ async fn assemble(
         discovery,
         records,
         vault,
+        replication,
         pulls,
         metrics,
     })
+}
+
+async fn open_replication(
+    rules: &[Rule],
+    zone: &Zone,
+    store: &Store,
+    records: &Records,
+) -> Result<Arc<Replication>, StartError> {
+    let table = store.table(Table::Misc);
+    let queue = blocking(move || Queue::open(table, replicate::PREFIX)).await.map_err(StartError::Store)?;
+    let replication = Replication::new(rules, zone.clone(), queue)
+        .map_err(|error| StartError::Config(format!("replicate: {error}")))?;
+    let told = Arc::clone(&replication);
+    records.on_keep(move |record| told.note(record));
+    Ok(replication)
 }
 
 async fn open_vault(
@@ -313,7 +343,7 @@ async fn open_vault(
     let rules: Vec<_> = sources.iter().map(shoal_origin::UpstreamRule::backend).chain(rules).collect();
     let backends = BackendSet::open(&rules).await.map_err(|error| StartError::Backend(error.to_string()))?;
     let table = store.table(Table::Queue);
-    let queue = blocking(move || Queue::open(table)).await.map_err(StartError::Store)?;
+    let queue = blocking(move || Queue::open(table, b"")).await.map_err(StartError::Store)?;
     let control = control.clone();
     let news = move |message| {
         let control = control.clone();
@@ -323,7 +353,16 @@ async fn open_vault(
             }
         });
     };
-    Ok(Arc::new(Vault::new(backends, Arc::new(queue), store.clone(), identity.clone(), Box::new(news))))
+    let table = store.table(Table::Misc);
+    let condemned = blocking(move || Condemned::open(table)).await.map_err(StartError::Store)?;
+    Ok(Arc::new(Vault::new(
+        backends,
+        Arc::new(queue),
+        condemned,
+        store.clone(),
+        identity.clone(),
+        Box::new(news),
+    )))
 }
 
 fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {

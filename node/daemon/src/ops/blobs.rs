@@ -9,10 +9,8 @@ use shoal_engine::io::ReadError;
 use shoal_types::{Digest, ImageReference, RepositoryName};
 
 use super::refusal;
+use crate::gc::PUT_REPOSITORY;
 use crate::node::{AppendError, FinishError, ManifestError, Node};
-
-/// The repository that blobs put by the command line are spooled under; they belong to none.
-const PUT_REPOSITORY: &str = "shoal/put";
 
 pub(super) async fn read(State(node): State<Node>, Path(digest): Path<String>) -> Response {
     let digest = match digest.parse::<Digest>() {
@@ -60,7 +58,12 @@ pub(super) async fn write(State(node): State<Node>, Path(digest): Path<String>, 
         };
         return refusal(status, error);
     }
-    match node.finish_upload(&repository, upload, digest).await {
+    let finished = match node.finish_upload(&repository, upload, digest).await {
+        // No manifest names it: it is this record that garbage collection keeps it for.
+        Ok(()) => node.record_blob(&repository, digest).await,
+        failed => failed,
+    };
+    match finished {
         Ok(()) => StatusCode::CREATED.into_response(),
         Err(error @ FinishError::Digest(_)) => refusal(StatusCode::BAD_REQUEST, error),
         Err(error @ FinishError::NoSpace(_)) => refusal(StatusCode::INSUFFICIENT_STORAGE, error),

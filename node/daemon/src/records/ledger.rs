@@ -14,8 +14,6 @@ use crate::rpc::{Listing, PAGE_MAX};
 const FORMAT: u8 = 1;
 /// What the keys of authors' credentials begin with.
 const AUTHORS: &[u8] = b"a/";
-/// Authors read at once: origins are some dozens.
-const AUTHORS_MAX: usize = 1024;
 
 /// The ordered table a ledger is kept in.
 pub trait LedgerTable: Send + Sync {
@@ -127,14 +125,28 @@ impl Ledger {
         Ok(stored.and_then(|rest| SignedCredential::from_bytes(rest).ok()))
     }
 
-    /// The credentials of all origins that are remembered.
+    /// The credentials of all origins that are known, alive or not.
     ///
     /// # Errors
     /// [`LedgerError`].
     pub fn authors(&self) -> Result<Vec<SignedCredential>, LedgerError> {
-        let entries = self.table.scan(AUTHORS, None, AUTHORS_MAX)?;
-        let read = |(_, bytes): (Vec<u8>, Vec<u8>)| SignedCredential::from_bytes(bytes.get(1..)?).ok();
-        Ok(entries.into_iter().filter_map(read).collect())
+        let mut authors = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = self.table.scan(AUTHORS, after.as_deref(), PAGE_MAX as usize)?;
+            for (_, bytes) in &page {
+                let stored =
+                    bytes.split_first().filter(|(format, _)| **format == FORMAT).map(|(_, rest)| rest);
+                let credential = stored.and_then(|rest| SignedCredential::from_bytes(rest).ok());
+                authors.push(credential.ok_or_else(|| {
+                    LedgerError("an origin's credential is of an unknown format".to_owned())
+                })?);
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE_MAX as usize => after = Some(last.clone()),
+                _ => return Ok(authors),
+            }
+        }
     }
 
     /// Remembers an origin's credential.

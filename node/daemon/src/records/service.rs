@@ -10,8 +10,8 @@
 //! key asks the next zone's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -36,9 +36,11 @@ use crate::locks::KeyedLocks;
 use crate::rpc::{Answer, Failure, Listing, PAGE_MAX, Request, Stamp};
 
 mod quorum;
+mod survey;
 mod sync;
 
 use quorum::{Expected, ZoneRead};
+pub use survey::{Entry, SURVEY_RECORDS_MAX, Survey};
 
 /// Owners of a repository in one zone: a majority survives the loss of one.
 pub const OWNERS: usize = 3;
@@ -106,6 +108,8 @@ pub struct Records {
     /// Origins that were there before this process started and have not been heard of since, until when they count.
     expected: Expected,
     revocations: Revocations,
+    /// Told of every record that this process keeps as an owner.
+    listener: OnceLock<Box<dyn Fn(&SignedRecord) + Send + Sync>>,
     /// Tags, as `REPOSITORY:TAG`, that this process as an owner lets nobody move.
     immutable: Vec<Regex>,
     /// One write at a time a key, so that this author never uses a version twice.
@@ -139,7 +143,15 @@ impl Records {
             expected,
             immutable,
             revocations,
+            listener: OnceLock::new(),
             writing: KeyedLocks::default(),
+        }
+    }
+
+    /// Has `listener` told of every record that this process keeps as an owner, before it is acknowledged.
+    pub(crate) fn on_keep(&self, listener: impl Fn(&SignedRecord) + Send + Sync + 'static) {
+        if self.listener.set(Box::new(listener)).is_err() {
+            tracing::error!("two parts want to hear of records: only the first does");
         }
     }
 
@@ -374,6 +386,16 @@ impl Records {
             Request::PutRecord { record } if self.is_origin() && self.may_put(&record, roles) => {
                 self.keep(&record)
             }
+            Request::Import { record } if roles.contains(Role::Origin) && self.is_origin() => {
+                if !may_push(&record.value().key.repository, namespaces) {
+                    return failed(
+                        Failure::Denied,
+                        "the credential does not allow pushes to this repository",
+                    );
+                }
+                self.import(record).await.map(|record| Answer::Record(Some(record)))
+            }
+            Request::Import { .. } => return failed(Failure::Denied, "only origins exchange records"),
             Request::PutRecord { .. } => {
                 return failed(Failure::Denied, "only origins write records, and gateways pass on theirs");
             }
@@ -404,6 +426,10 @@ impl Records {
             | Request::Renew
             | Request::Time
             | Request::Examine { .. }
+            | Request::Collect { .. }
+            | Request::Retain { .. }
+            | Request::ReadyToMark
+            | Request::Replicated { .. }
             | Request::Traffic
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
@@ -490,16 +516,54 @@ impl Records {
             return Ok(kept);
         }
         self.spread(&record, &owners).await?;
+        self.make_durable(&record).await?;
+        Ok(record)
+    }
+
+    /// Puts a record that a majority keeps into the backend, and tells the mesh.
+    async fn make_durable(&self, record: &SignedRecord) -> Result<(), RecordError> {
         if let Some(archive) = &self.archive {
             // A majority keeps it, so it may come to be seen; but it is acknowledged when it is also where the
             // backend's mode says.
-            let kept = archive.keep(&record).await;
+            let kept = archive.keep(record).await;
             kept.map_err(|error| {
                 RecordError::Unavailable(format!("the record is not in the backend: {error}"))
             })?;
         }
-        self.announce(&record).await;
-        Ok(record)
+        self.announce(record).await;
+        Ok(())
+    }
+
+    /// A page of the names of repositories of which this process keeps records, and whether there are more.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub(crate) fn kept_repositories(
+        &self,
+        after: Option<&RepositoryName>,
+        limit: u32,
+    ) -> Result<(Vec<RepositoryName>, bool), LedgerError> {
+        self.ledger.all_repositories(after, limit)
+    }
+
+    /// Calls `visit` with every record of a repository that this process keeps.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub(crate) fn each_kept(
+        &self,
+        repository: &RepositoryName,
+        mut visit: impl FnMut(&SignedRecord),
+    ) -> Result<(), LedgerError> {
+        let mut after = None;
+        loop {
+            let (records, more) = self.ledger.list(repository, &Listing::All, after.as_ref(), PAGE_MAX)?;
+            records.iter().for_each(&mut visit);
+            after = records.last().map(|record| record.value().key.kind.clone());
+            if !more || after.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// Refuses to move a tag that is immutable.
@@ -707,16 +771,54 @@ impl Records {
                 .repositories(after.as_ref(), limit)
                 .map(|(names, more)| Answer::Repositories { names, more })
                 .map_err(RecordError::from),
+            Request::ListAllRepositories { after, limit } => self
+                .ledger
+                .all_repositories(after.as_ref(), limit)
+                .map(|(names, more)| Answer::Repositories { names, more })
+                .map_err(RecordError::from),
             _ => Ok(failed(Failure::Refused, "not about records")),
         };
         answer.map_err(|error| AskError::Unanswered { peer: owner.peer, why: error.to_string() })
     }
 
     fn keep(&self, record: &SignedRecord) -> Result<Answer, RecordError> {
-        Ok(match self.ledger.apply(record)? {
+        let applied = self.ledger.apply(record)?;
+        if applied == (Applied::Kept { fresh: true })
+            && let Some(listener) = self.listener.get()
+            && self.is_of_this_zone(record)
+        {
+            listener(record);
+        }
+        Ok(match applied {
             Applied::Kept { .. } => Answer::Record(Some(record.clone())),
             Applied::Superseded(newer) => Answer::Record(Some(*newer)),
         })
+    }
+
+    /// Whether an origin of this zone wrote a record, as far as is known. What another zone wrote is that zone's to copy.
+    fn is_of_this_zone(&self, record: &SignedRecord) -> bool {
+        let own = &self.identity.credential.value().zone;
+        let author = self.ledger.author(&record.value().version.author).ok().flatten();
+        author.is_none_or(|author| author.value().zone == *own)
+    }
+
+    /// As an owner: has a majority of this zone's owners, and the backend, keep a record of another zone as it is.
+    async fn import(&self, record: SignedRecord) -> Result<SignedRecord, RecordError> {
+        let value = record.value();
+        let work = async {
+            let owners = self.zone_owners(&value.key.repository);
+            self.check_immutable(&value.key, value.value.as_ref(), &owners).await?;
+            let newest = match self.keep(&record)? {
+                Answer::Record(Some(kept)) => kept,
+                _ => record.clone(),
+            };
+            self.spread(&newest, &owners).await?;
+            if newest == record {
+                self.make_durable(&record).await?;
+            }
+            Ok(newest)
+        };
+        self.writing.alone(&value.key, work).await
     }
 
     fn remember(&self, record: &SignedRecord) {

@@ -1,0 +1,64 @@
+//! `shoal replicate`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use shoal_daemon::replicate::ReplicationStatus;
+use shoal_types::{ImageReference, Zone};
+
+use crate::client;
+
+/// How often progress is asked for.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Flags of `shoal replicate`.
+#[derive(clap::Args)]
+pub(crate) struct ReplicateArgs {
+    /// The image, such as team/app:1.
+    #[arg(value_name = "REFERENCE")]
+    image: ImageReference,
+    /// The zone to copy it to.
+    #[arg(long, value_name = "ZONE")]
+    to: Zone,
+    /// Return when it is queued: it is on the origin's disk then, and is tried until it is done.
+    #[arg(long)]
+    no_wait: bool,
+    /// The ops listener of an origin that is in another zone.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070", env = "SHOAL_OPS")]
+    ops: SocketAddr,
+    /// Print one JSON line at the end, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: ReplicateArgs) -> anyhow::Result<()> {
+    let question = json!({"image": args.image.to_string(), "to": args.to});
+    client::post(args.ops, "/api/v1/replications", &question).await?;
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    if args.json || args.no_wait {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos} of {len} blobs and manifests {msg}")?);
+    // A job names its record without a host.
+    let image = ImageReference { host: None, ..args.image.clone() }.to_string();
+    while !args.no_wait {
+        let status: ReplicationStatus = client::get_json(args.ops, "/api/v1/replications").await?;
+        let Some(job) = status.jobs.into_iter().find(|job| job.image == image && job.to == args.to) else {
+            break;
+        };
+        bar.set_length(job.total);
+        bar.set_position(job.done);
+        bar.set_message(job.last_error.unwrap_or_default());
+        tokio::time::sleep(POLL).await;
+    }
+    bar.finish_and_clear();
+    let state = if args.no_wait { "queued" } else { "replicated" };
+    if args.json {
+        println!("{}", json!({"image": image, "to": args.to, "state": state}));
+    } else {
+        println!("{image} {state} to {}", args.to);
+    }
+    Ok(())
+}
