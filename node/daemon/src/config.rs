@@ -339,7 +339,10 @@ impl Config {
         }
         for pattern in &self.immutable_tag {
             if let Err(error) = whole(pattern) {
-                return Err(ConfigError::Value(format!("immutable-tag: {pattern:?} is no pattern: {error}")));
+                // The error's own text draws the pattern and an arrow; its last line says what is wrong.
+                let error = error.to_string();
+                let why = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                return Err(ConfigError::Value(format!("immutable-tag: {pattern:?} is no pattern: {why}")));
             }
         }
         if self.hub_mirror.is_some() && !self.upstreams().iter().any(|rule| rule.host() == DOCKER_HUB) {

