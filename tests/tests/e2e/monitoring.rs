@@ -18,7 +18,9 @@ use tokio::process::{Child, Command};
 use crate::{MIB, pushed_blob};
 
 /// Metrics that a quiet mesh does not show: they come to be with their first count.
-const RARE: [&str; 1] = ["shoal_gateway_rejected_total"];
+// Traffic of a zone is shown once there was some with a member whose heartbeat had come before.
+const RARE: [&str; 3] =
+    ["shoal_gateway_rejected_total", "shoal_zone_served_bytes_total", "shoal_zone_received_bytes_total"];
 
 async fn scrape(mesh: &Mesh, name: &str) -> Result<String> {
     let answer = client::get(mesh.node(name)?.ops()?, "/metrics").await?.expect(StatusCode::OK).await?;
