@@ -122,7 +122,11 @@ async fn what_no_tag_reaches_leaves_the_backends_and_nothing_else() -> Result<()
     // The first gateway has its copies still, so that a client pushes no blob again; the origins must have them all the same.
     app.blob(&old.config.digest).await?.expect(StatusCode::OK).await?;
     app.push_manifest("again", &old.manifest).await?;
-    check(&backends, &old, true)?;
+    // They write back after they have answered.
+    wait_until("all of it is in the backends again", shoal_tests::wait::PATIENCE, async || {
+        check(&backends, &old, true).map(Some)
+    })
+    .await?;
     fresh.pull("again").await?;
     gc(&mesh, &["--grace", "0s"]).await?;
     gc(&mesh, &["--grace", "0s"]).await?;
