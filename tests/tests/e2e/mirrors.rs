@@ -88,8 +88,9 @@ async fn a_crowd_is_one_client_of_the_registry() -> Result<()> {
     }
     let gets = count(&requests, |request| request.starts_with("GET") && request.contains("/manifests/"));
     let heads = count(&requests, |request| request.starts_with("HEAD") && request.contains("/manifests/1"));
+    // Small, and asked for by each of the two origins where gateways do not know both of them yet.
     ensure!(
-        gets == 1 && heads <= 2,
+        (1..=2).contains(&gets) && heads <= 2,
         "the manifest was read {gets} times, asked after {heads} times: {requests:#?}"
     );
     // A mirror is read, and says so.
