@@ -84,11 +84,11 @@ async fn a_crowd_is_one_client_of_the_registry() -> Result<()> {
     let requests = asked(&server)?.split_off(before);
     for blob in image.blobs() {
         let gets = count(&requests, |request| request.starts_with("GET") && request.contains(&blob.digest));
-        ensure!(gets == 1, "{} was read {gets} times: {requests:#?}", blob.digest);
+        // Once, but for gateways that do not know both origins yet: then each of the two may be asked. Never once a gateway.
+        ensure!((1..=2).contains(&gets), "{} was read {gets} times: {requests:#?}", blob.digest);
     }
     let gets = count(&requests, |request| request.starts_with("GET") && request.contains("/manifests/"));
     let heads = count(&requests, |request| request.starts_with("HEAD") && request.contains("/manifests/1"));
-    // Small, and asked for by each of the two origins where gateways do not know both of them yet.
     ensure!(
         (1..=2).contains(&gets) && heads <= 2,
         "the manifest was read {gets} times, asked after {heads} times: {requests:#?}"
