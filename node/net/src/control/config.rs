@@ -90,6 +90,11 @@ pub struct ConnectionsConfig {
     pub prune_interval: Duration,
     /// A connection no protocol uses is closed after this long.
     pub idle_timeout: Duration,
+    /// Between two pings on a connection. One that is dead without anybody having said so (its machine vanished, the link
+    /// was cut) is closed when two in a row stay unanswered: TCP by itself would wait for a quarter of an hour.
+    pub ping_interval: Duration,
+    /// How long an answer may take.
+    pub ping_timeout: Duration,
     /// With fewer peers than this, bootstrap and known peers are dialled again.
     pub lonely_below: usize,
     /// Shortest and longest wait between two rounds of such dialling.
@@ -113,6 +118,8 @@ impl Default for ConnectionsConfig {
             prune_age_min: Duration::from_secs(30),
             prune_interval: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(10),
             lonely_below: 4,
             redial_delay_min: Duration::from_secs(1),
             redial_delay_max: Duration::from_secs(60),
@@ -275,6 +282,8 @@ impl Default for GossipConfig {
 pub struct HeartbeatConfig {
     /// Between two heartbeats of an origin.
     pub interval: Duration,
+    /// How often a member, chosen by chance, is told which origins are alive. Gossip loses messages while its mesh forms.
+    pub introduce_interval: Duration,
     /// Shortest time between two heartbeats: a new subscriber is answered with one.
     pub interval_min: Duration,
     /// An origin is forgotten after this many intervals without a heartbeat.
@@ -289,6 +298,7 @@ impl Default for HeartbeatConfig {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(5),
+            introduce_interval: Duration::from_secs(5),
             interval_min: Duration::from_millis(500),
             missed_max: 3,
             clock_skew_max: Duration::from_secs(120),

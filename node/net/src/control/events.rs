@@ -7,13 +7,13 @@ use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, QueryStats};
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour as _, SwarmEvent};
-use libp2p::{Multiaddr, gossipsub, identify};
+use libp2p::{Multiaddr, gossipsub, identify, ping};
 use shoal_types::gossip::ENDPOINTS_MAX;
 use shoal_types::{Endpoint, Role, Zone};
 
 use super::handle::{ControlEvent, Provider};
 use super::host::{BehaviourEvent, IDENTIFY_PROTOCOL};
-use super::introduce::{BEATS_MAX, Introduction, encode};
+use super::introduce::Introduction;
 use super::members::ip_of;
 use super::persist::{Change, StoredProvided};
 use super::push::Pushed;
@@ -84,6 +84,9 @@ impl Service {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.on_identified(&peer_id, info);
             }
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(error) }) => {
+                self.on_silence(&peer, connection, &error);
+            }
             BehaviourEvent::Introduce(introduced) => self.on_introduced(introduced),
             BehaviourEvent::Revoke(pushed) => self.on_revocations(pushed),
             _ => {}
@@ -119,11 +122,16 @@ impl Service {
         };
         let now = Instant::now();
         if self.members.connected(peer, credential.as_ref(), address, bootstrap, now) {
-            let beats = self.origins.heartbeats(BEATS_MAX, now);
-            if !beats.is_empty() {
-                self.host.behaviour_mut().introduce.push(peer_id, encode(&beats));
-            }
+            self.introduce_to(peer_id, now);
             self.introduce_revocations(peer_id);
+        }
+    }
+
+    /// The second ping in a row was not answered.
+    fn on_silence(&mut self, peer: &libp2p::PeerId, connection: ConnectionId, error: &ping::Failure) {
+        if !matches!(error, ping::Failure::Unsupported) && self.host.close_connection(connection) {
+            self.stats.connections_silent.count();
+            tracing::debug!(%peer, %error, "a silent connection is closed");
         }
     }
 
@@ -195,6 +203,8 @@ impl Service {
         }
         if changed {
             self.origins_changed();
+            // Somebody else may not have heard of it either.
+            self.next_introduction = now;
         }
     }
 

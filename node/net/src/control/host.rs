@@ -95,7 +95,11 @@ pub(crate) fn build(
         kad: kademlia(config, local, records),
         gossip: gossip::behaviour(&config.gossip, libp2p_keypair)?,
         identify: identify::Behaviour::new(identify),
-        ping: ping::Behaviour::default(),
+        ping: ping::Behaviour::new(
+            ping::Config::new()
+                .with_interval(config.connections.ping_interval)
+                .with_timeout(config.connections.ping_timeout),
+        ),
         introduce: push::Behaviour::default(),
         revoke: push::Behaviour::default(),
     };

@@ -154,6 +154,7 @@ impl Control {
             next_beat: start,
             next_redial: start,
             next_prune: start,
+            next_introduction: start,
             next_save: start,
             next_peers_save: start,
         };
@@ -223,6 +224,7 @@ pub(super) struct Service {
     pub(super) next_redial: Instant,
     pub(super) redial_delay: Duration,
     pub(super) next_prune: Instant,
+    pub(super) next_introduction: Instant,
     next_save: Instant,
     next_peers_save: Instant,
 }
@@ -305,6 +307,10 @@ impl Service {
         if now >= self.next_prune {
             self.next_prune = now + self.config.connections.prune_interval;
             self.prune(now);
+        }
+        if now >= self.next_introduction {
+            self.next_introduction = now + self.config.heartbeat.introduce_interval;
+            self.introduce_origins(now);
         }
         if now >= self.next_save && !self.saver.is_busy() {
             self.next_save = now + records::SAVE_INTERVAL;

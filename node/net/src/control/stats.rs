@@ -82,6 +82,8 @@ stats! {
     handshakes_evicted,
     /// Dials that failed.
     outbound_failed,
+    /// Connections closed because pings on them stayed unanswered.
+    connections_silent,
     /// Connections the pruner closed.
     pruned,
     /// Rounds of dialling bootstrap and known peers.
@@ -120,7 +122,7 @@ stats! {
     gossip_damped,
     /// Members banned for their gossip.
     gossip_banned,
-    /// Heartbeats learned on connecting.
+    /// Heartbeats learned from introductions.
     introduced,
     /// Introductions refused (forged, or too often).
     introductions_refused,

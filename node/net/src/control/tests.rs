@@ -2,6 +2,7 @@
 //! its condition, and fails when that does not come.
 
 mod hostile;
+mod silence;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

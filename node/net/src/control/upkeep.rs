@@ -10,6 +10,7 @@ use shoal_types::{Endpoint, GossipMessage, Heartbeat, PeerId, Role, Signed};
 
 use super::addr::{self, BootstrapPeer};
 use super::handle::{ControlEvent, random_part};
+use super::introduce::{BEATS_MAX, encode};
 use super::pruner::{self, Candidate};
 use super::service::Service;
 
@@ -61,6 +62,23 @@ impl Service {
             Err(error) => tracing::warn!(%error, "this origin's own heartbeat is not believable"),
         }
         let _ = self.publish(&GossipMessage::Heartbeat(beat));
+    }
+
+    /// Tells a member, chosen by chance, which origins are alive.
+    pub(super) fn introduce_origins(&mut self, now: Instant) {
+        let connected: Vec<libp2p::PeerId> = self.host.connected_peers().copied().collect();
+        let chosen = (random_part() * connected.len() as f64) as usize;
+        if let Some(peer) = connected.get(chosen.min(connected.len().saturating_sub(1))) {
+            self.introduce_to(*peer, now);
+        }
+    }
+
+    /// Tells a member which origins are alive.
+    pub(super) fn introduce_to(&mut self, peer: libp2p::PeerId, now: Instant) {
+        let beats = self.origins.heartbeats(BEATS_MAX, now);
+        if !beats.is_empty() {
+            self.host.behaviour_mut().introduce.push(peer, encode(&beats));
+        }
     }
 
     /// Somebody came who may not know this origin: the next heartbeat is sooner.
