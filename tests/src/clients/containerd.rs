@@ -10,6 +10,9 @@ use super::{Engine, START_TIMEOUT};
 use crate::system;
 use crate::wait::wait_until;
 
+/// Times a container is run until it has printed something.
+const RUNS_MAX: u32 = 5;
+
 /// A containerd of the test's own.
 #[derive(Debug)]
 pub struct Containerd {
@@ -163,7 +166,16 @@ path = "{at}/opt"
     /// # Errors
     /// When `ctr` or the container fails.
     pub async fn run(&self, namespace: &str, reference: &str, id: &str) -> Result<String> {
-        system::run(self.command(namespace).args(["run", "--rm", reference, id])).await
+        // `ctr` sometimes ends before it has copied what a container printed that ended at once: one run in ten on a busy
+        // machine. Images here always print something.
+        for attempt in 0..RUNS_MAX {
+            let id = format!("{id}-{attempt}");
+            let printed = system::run(self.command(namespace).args(["run", "--rm", reference, &id])).await?;
+            if !printed.is_empty() {
+                return Ok(printed);
+            }
+        }
+        anyhow::bail!("{reference} printed nothing in {RUNS_MAX} runs")
     }
 
     fn command(&self, namespace: &str) -> Command {

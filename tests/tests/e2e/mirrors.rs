@@ -261,7 +261,6 @@ async fn credentials_open_what_is_shut_to_others() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "two runs in five fail: the gateway cannot reach the origin; the cause is not known yet"]
 async fn containerd_and_dockerd_pull_through() -> Result<()> {
     let server = Server::registry(false).await;
     let image = ImageBuilder::new(951).runnable().payload(5 * MIB).build()?;
