@@ -51,9 +51,10 @@ bench: ## a fleet in network namespaces pulls one blob at once, beside aria2 and
 	"$$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)"/release/shoal-bench $(BENCH)
 
 # HOT passes arguments to criterion, such as HOT="pick --quick".
-bench-hot: ## what is hot, by criterion: engine decisions, verification, codec, store writes
+bench-hot: ## what is hot, by criterion: engine decisions, verification, codec, store writes, the data plane
 	scripts/setup.sh build
-	cargo bench --locked -p shoal-engine -p shoal-types -p shoal-store --bench engine --bench pieces --bench writes -- $(HOT)
+	cargo bench --locked -p shoal-engine -p shoal-types -p shoal-store -p shoal-net --bench engine --bench pieces --bench writes \
+		--bench plane -- $(HOT)
 
 demo: ## a mesh of processes on this machine, a push and two pulls, and who gave what
 	scripts/setup.sh demo
