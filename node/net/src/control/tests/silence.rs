@@ -103,12 +103,10 @@ async fn origins_are_known_where_gossip_is_lost() {
     let origin = start_as(beating(115, &[&door]), identity(115, Role::Origin, &mesh()), kept()).await;
     origin.handle.set_heartbeat(true).await;
     until("known", async || node.handle.origins().len() == 1).await;
-    let first = node.handle.origins()[0].sent;
     until("three lifetimes' heartbeats are lost", async || {
         assert_eq!(node.handle.origins().len(), 1, "the origin is forgotten");
         node.handle.stats().gossip_damped.get() >= 9
     })
     .await;
-    let lived = node.handle.origins()[0].sent.saturating_since(first);
-    assert!(lived >= interval * 6, "it is not told of newer heartbeats: {lived:?}");
+    assert!(node.handle.stats().introduced.get() >= 3, "nobody told it of newer heartbeats");
 }
