@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -31,8 +32,14 @@ pub fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("SHOAL_BIN") {
         return Ok(path.into());
     }
-    let test = std::env::current_exe()?;
-    beside(test.parent().context("a test outside a target directory")?)
+    // Looked at once: whoever edits a source while tests run does not fail them.
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = PROGRAM.get_or_init(|| {
+        let test = std::env::current_exe().map_err(|error| error.to_string())?;
+        let dir = test.parent().ok_or("a test outside a target directory")?;
+        beside(dir).map_err(|error| format!("{error:#}"))
+    });
+    found.clone().map_err(anyhow::Error::msg)
 }
 
 /// The program that was built into the same target directory as `file`, one of its own programs.
