@@ -15,6 +15,9 @@ const FAULTS: Duration = Duration::from_secs(8);
 /// Time after the last fault within which everybody must be complete.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// Origins without the blob at most: three owners are asked, and the one that has it must be among them.
+const OTHER_ORIGINS_MAX: usize = 2;
+
 /// What came of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FuzzOutcome {
@@ -44,8 +47,8 @@ struct Run {
     readers: Vec<(NodeId, ReaderId)>,
 }
 
-/// Runs the fleet of a seed: an origin with a blob, up to eight nodes in one or two zones, some of which send
-/// rubbish; kills, restarts, stops, continues, partitions and heals at random; then lets everybody come back.
+/// Runs the fleet of a seed: an origin with a blob, up to eight nodes in one or two zones, some of which are origins without it
+/// and some of which send rubbish; kills, restarts, stops, continues, partitions and heals at random; then lets everybody come back.
 pub fn run(seed: u64) -> FuzzOutcome {
     run_traced(seed, None).0
 }
@@ -103,11 +106,14 @@ fn build(seed: u64) -> Run {
     }
     let digest = truth.metainfo.digest();
     let mut run = Run { fleet, digest, source, good: Vec::new(), readers: Vec::new() };
+    let mut others = 0;
     for _ in 0..2 + run.fleet.draw(7) {
         let zone = zone(&mut run.fleet);
         let corrupt = run.fleet.draw(6) == 0;
         let rate = 500_000 << run.fleet.draw(6);
-        let node = run.fleet.add(NodeSpec { zone, corrupt, ..NodeSpec::with_rate(rate) });
+        let origin = !corrupt && others < OTHER_ORIGINS_MAX && run.fleet.draw(4) == 0;
+        others += usize::from(origin);
+        let node = run.fleet.add(NodeSpec { zone, corrupt, origin, ..NodeSpec::with_rate(rate) });
         if !corrupt {
             run.good.push(node);
         } else if run.fleet.draw(2) == 0 {

@@ -91,6 +91,52 @@ fn two_zones_share_one_copy_over_the_link() {
     }
 }
 
+/// A fleet of two zones with a link of `rate` bytes a second; the first has an origin that holds `size` bytes.
+fn two_zones(seed: u64, rate: u64, size: u64) -> (Fleet, Truth, Zone) {
+    let network = NetworkConfig { zone_rate_bytes_per_sec: Some(rate), ..NetworkConfig::default() };
+    let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, seed);
+    let truth = Truth::new(seed, size);
+    let source = fleet.add(origin());
+    fleet.store(source, &truth);
+    (fleet, truth, "east".parse().unwrap())
+}
+
+#[test]
+fn a_zones_origin_imports_for_all_its_hosts() {
+    let (rate, size) = (6_250_000, 50 * MIB);
+    for (name, want) in [("whole", ReaderWant::Whole), ("in order", everything())] {
+        let (mut fleet, truth, east) = two_zones(4, rate, size);
+        let importer = fleet.add(NodeSpec { zone: east.clone(), ..origin() });
+        // More than the origin has room for: most have to leave imports to somebody they are not connected to.
+        for _ in 0..60 {
+            let node = fleet.add(NodeSpec { zone: east.clone(), ..NodeSpec::default() });
+            fleet.read(node, truth.metainfo.digest(), want.clone());
+        }
+        assert!(fleet.run_readers(secs(300)), "{name}");
+        let link = fleet.crossed_bytes() as f64 / size as f64;
+        let time = fleet.now().since_start().as_secs_f64() / (size as f64 / rate as f64);
+        println!("{name}: link {link:.2} copies, last / bound {time:.2}");
+        // Sixty hosts live on the two copies that one wire of the importer gives out meanwhile.
+        assert!(link < 1.05 && time < 1.5, "{name}: {link} copies, {time} of the bound");
+        assert_eq!(fleet.pieces_of(importer, &truth.metainfo.digest()), 200);
+    }
+}
+
+#[test]
+fn two_owners_of_a_zone_share_one_copy_over_the_link() {
+    let (rate, size) = (6_250_000, 50 * MIB);
+    let (mut fleet, truth, east) = two_zones(5, rate, size);
+    for _ in 0..2 {
+        let owner = fleet.add(NodeSpec { zone: east.clone(), ..origin() });
+        fleet.read(owner, truth.metainfo.digest(), ReaderWant::Whole);
+    }
+    assert!(fleet.run_readers(secs(300)));
+    let link = fleet.crossed_bytes() as f64 / size as f64;
+    let time = fleet.now().since_start().as_secs_f64() / (size as f64 / rate as f64);
+    println!("link {link:.2} copies, last / bound {time:.2}");
+    assert!(link < 1.05 && time < 1.3, "{link} copies, {time} of the bound");
+}
+
 #[test]
 fn a_stopped_peer_is_overcome_quickly() {
     let mut fleet = Fleet::new(FleetConfig::default(), 5);

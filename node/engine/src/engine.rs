@@ -71,6 +71,8 @@ impl Out {
 pub struct Engine {
     config: EngineConfig,
     local: PeerId,
+    /// Its own roles.
+    roles: Roles,
     zone: Zone,
     now: Timestamp,
     random: Random,
@@ -115,6 +117,7 @@ impl Engine {
             zone_rate_out: Bucket::new(config.zone_rate_out_bytes_per_sec, now),
             config,
             local,
+            roles: Roles::NONE,
             zone,
             now,
             random: Random::new(seed),
@@ -133,6 +136,12 @@ impl Engine {
             fed: None,
             bad_signers: BTreeSet::new(),
         }
+    }
+
+    /// The same engine in a process with these roles: those its credential shows to peers. An origin imports for its zone.
+    #[must_use]
+    pub fn with_roles(self, roles: Roles) -> Self {
+        Self { roles, ..self }
     }
 
     /// Takes in a fact. What follows from it is polled with [`Self::poll_effect`].

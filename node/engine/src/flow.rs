@@ -12,12 +12,17 @@ const GROWTH: f64 = 1.15;
 const GAIN: f64 = 0.125;
 /// Deviations above the mean gap that make a stall: TCP's retransmission timer uses 4 (RFC 6298).
 const DEVIATIONS: f64 = 4.0;
+/// Round trips that a pipeline over a link between zones holds: a request also waits for its turn at the sender, which serves its
+/// own zone first, and an empty pipeline leaves the link idle. BBR's window has the same gain for like reasons.
+const LINK_GAIN: f64 = 2.0;
 
 /// One peer's delivery, all swarms together.
 #[derive(Debug)]
 pub(crate) struct Flow {
     /// Pieces that may be in flight.
     pub(crate) window: u32,
+    /// Round trips that the window holds.
+    gain: f64,
     pub(crate) in_flight: u32,
     pub(crate) in_flight_bytes: u64,
     /// Payload bytes per second, smoothed over epochs; zero while unknown.
@@ -43,6 +48,7 @@ impl Flow {
     pub(crate) fn new(config: &EngineConfig, now: Timestamp) -> Self {
         Self {
             window: config.pipeline_pieces_start,
+            gain: 1.0,
             in_flight: 0,
             in_flight_bytes: 0,
             rate: 0.0,
@@ -58,6 +64,11 @@ impl Flow {
             epoch_bytes: 0,
             epoch_pieces: 0,
         }
+    }
+
+    /// The same for what crosses a link between zones.
+    pub(crate) fn over_link(self) -> Self {
+        Self { gain: LINK_GAIN, ..self }
     }
 
     /// Whether a piece of `bytes` may be requested as far as this peer is concerned.
@@ -127,9 +138,9 @@ impl Flow {
         let rate = self.epoch_bytes as f64 / elapsed;
         let grown = rate > self.rate * GROWTH;
         self.rate = if grown { rate } else { self.rate + (rate - self.rate) * GAIN };
-        // What is on the way in one delay, and one piece being sent while the next is asked for.
+        // What is on the way in one delay or two, and one piece being sent while the next is asked for.
         let delay = self.delay_min.unwrap_or_default().as_secs_f64();
-        let needed = (self.rate * delay / f64::from(piece_bytes.max(1))).ceil() as u32;
+        let needed = (self.gain * self.rate * delay / f64::from(piece_bytes.max(1))).ceil() as u32;
         let needed = needed.saturating_add(config.pipeline_pieces_start);
         let grown_to = self.window.saturating_add((self.window / 2).max(1));
         self.window = needed.min(grown_to).clamp(1, config.pipeline_pieces_max);
@@ -169,10 +180,13 @@ mod tests {
     const PIECE: u32 = 256 * 1024;
 
     /// A peer that sends `rate` bytes a second after `delay`, always kept as busy as the window allows.
-    fn window_after(rate: f64, delay: Duration, pieces: u32) -> u32 {
+    fn window_after(rate: f64, delay: Duration, pieces: u32, over_link: bool) -> u32 {
         let config = EngineConfig::default();
         let mut now = Timestamp::ZERO;
         let mut flow = Flow::new(&config, now);
+        if over_link {
+            flow = flow.over_link();
+        }
         let piece_time = Duration::from_secs_f64(f64::from(PIECE) / rate);
         let mut asked = std::collections::VecDeque::new();
         let mut link_free = now;
@@ -195,9 +209,12 @@ mod tests {
     #[test]
     fn the_window_is_bandwidth_times_delay() {
         // 125 MB/s x 1 ms is half a piece; x 100 ms is 48 pieces.
-        assert!((2..=4).contains(&window_after(125e6, Duration::from_millis(1), 400)));
-        let long = window_after(125e6, Duration::from_millis(100), 4000);
+        assert!((2..=4).contains(&window_after(125e6, Duration::from_millis(1), 400, false)));
+        let long = window_after(125e6, Duration::from_millis(100), 4000, false);
         assert!((40..=64).contains(&long), "{long}");
+        // 20 ms are 10 pieces, and over a link 20.
+        let [near, far] = [false, true].map(|far| window_after(125e6, Duration::from_millis(20), 4000, far));
+        assert!((10..=14).contains(&near) && (20..=26).contains(&far), "{near} and {far}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Job {
     pub(crate) progress: u8,
     /// Nobody else is known to have it.
     pub(crate) first_copy: bool,
+    /// The peer imports for another zone: a whole zone waits for it.
+    pub(crate) importer: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +75,8 @@ impl Uploads {
             return true;
         }
         // A first copy is nowhere else to be had: whoever asks for one may always wait for one.
-        let room = self.waiting < room || job.first_copy && queue.waiting.is_empty();
+        // An importer is far away: those who are near would take every place before it could ask again.
+        let room = self.waiting < room || job.first_copy && queue.waiting.is_empty() || job.importer;
         if queue.waiting.len() >= config.upload_queue_per_peer_max || !room {
             self.turned_away.insert(peer);
             return false;
@@ -104,7 +107,8 @@ impl Uploads {
             .min_by_key(|(peer, queue, job)| {
                 // Whoever is behind comes first: uplinks are idle when some are done and others, limited by their own
                 // wires, are not.
-                let (foreign, progress) = if fair { (false, 0) } else { (!queue.same_zone, job.progress) };
+                let foreign = !queue.same_zone && !job.importer;
+                let (foreign, progress) = if fair { (false, 0) } else { (foreign, job.progress) };
                 (foreign, progress, queue.served_bytes, queue.active.len(), **peer)
             })
             .map(|(peer, ..)| *peer)?;
@@ -224,6 +228,7 @@ mod tests {
             bytes: 1000,
             progress: 0,
             first_copy: false,
+            importer: false,
         }
     }
 
@@ -308,6 +313,21 @@ mod tests {
         assert!(!uploads.push(&config, peer(4), true, job(50)));
         assert!(!uploads.push(&config, peer(5), true, job(50)));
         assert_eq!(uploads.room_after(&config), Duration::from_millis(15), "three were turned away");
+    }
+
+    #[test]
+    fn an_importer_waits_among_those_of_the_own_zone_however_full_the_queue_is() {
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 3, ..EngineConfig::default() };
+        let mut uploads = Uploads::default();
+        for number in 0..3 {
+            assert!(uploads.push(&config, peer(1), true, Job { progress: 9, ..job(number) }));
+        }
+        assert!(!uploads.push(&config, peer(2), false, job(3)));
+        for number in 3..6 {
+            assert!(uploads.push(&config, peer(3), false, Job { importer: true, ..job(number) }));
+        }
+        let (to, _) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
+        assert_eq!(to, peer(3), "it is behind");
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Fleet {
             self.parts[node] = 0;
             self.recut(Cut::Silent);
         }
-        let engine = self.engine(node as u32, self.nodes[node].peer, &self.nodes[node].spec.zone);
+        let engine = self.engine(node as u32, self.nodes[node].peer, &self.nodes[node].spec);
         let now = self.now;
         let own = &mut self.nodes[node];
         own.engine = engine;

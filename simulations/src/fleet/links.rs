@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use shoal_engine::io::Input;
 use shoal_engine::message::{Message, PeerHint};
-use shoal_types::{Endpoint, PeerId, Role, Roles};
+use shoal_types::{Endpoint, PeerId};
 
 use super::{Event, Fleet};
 use crate::network::{FlowId, nanos};
@@ -115,7 +115,7 @@ impl Fleet {
         }
         for (own, other) in [(from, to), (to, from)] {
             let hint = self.hint(other);
-            let roles = self.roles(other);
+            let roles = self.nodes[other as usize].spec.roles();
             let peer = hint.peer;
             let input = Input::PeerConnected { peer, zone: hint.zone, roles, endpoints: hint.endpoints };
             self.deliver(own, input);
@@ -191,11 +191,6 @@ impl Fleet {
         let (serial, at) = (connection.serial, self.now + connection.delay);
         let message = self.messages.insert(message);
         self.queue.push(at, Event::Message { to, connection: number, serial, message });
-    }
-
-    pub(super) fn roles(&self, node: u32) -> Roles {
-        let roles = Roles::NONE.with(Role::Node);
-        if self.nodes[node as usize].spec.origin { roles.with(Role::Origin) } else { roles }
     }
 
     pub(super) fn hint(&self, node: u32) -> PeerHint {

@@ -165,7 +165,7 @@ impl Fleet {
         }
         self.lives.push(0);
         self.parts.push(0);
-        let engine = self.engine(id, peer, &spec.zone);
+        let engine = self.engine(id, peer, &spec);
         self.nodes.push(Node {
             spec,
             peer,
@@ -209,10 +209,11 @@ impl Fleet {
         (self.nodes.get(id as usize)?.peer == *peer).then_some(id)
     }
 
-    fn engine(&self, id: u32, peer: PeerId, zone: &Zone) -> Engine {
+    fn engine(&self, id: u32, peer: PeerId, spec: &NodeSpec) -> Engine {
         let life = u64::from(self.lives[id as usize]) << 32;
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(id) + life);
-        Engine::new(self.config.engine.clone(), peer, zone.clone(), seed, self.time())
+        let (config, zone) = (self.config.engine.clone(), spec.zone.clone());
+        Engine::new(config, peer, zone, seed, self.time()).with_roles(spec.roles())
     }
 
     /// The number of a blob, known from now on.

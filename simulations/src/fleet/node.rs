@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shoal_engine::Engine;
 use shoal_engine::io::ReadError;
-use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Timestamp, VouchedMetainfo, Zone};
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Role, Roles, Timestamp, VouchedMetainfo, Zone};
 
 use super::Event;
 
@@ -74,6 +74,12 @@ impl Default for NodeSpec {
 }
 
 impl NodeSpec {
+    /// The roles its credential would have.
+    pub(crate) fn roles(&self) -> Roles {
+        let roles = Roles::NONE.with(Role::Node);
+        if self.origin { roles.with(Role::Origin) } else { roles }
+    }
+
     /// The default node with another access rate, each way.
     pub fn with_rate(bytes_per_sec: u64) -> Self {
         Self {

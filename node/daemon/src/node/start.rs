@@ -224,7 +224,8 @@ async fn assemble(
     registry: &mut Registry,
 ) -> Result<Inner, StartError> {
     let identity = tls.identity().clone();
-    let (local, zone) = (identity.peer_id(), identity.credential.value().zone.clone());
+    let credential = identity.credential.value();
+    let (local, roles, zone) = (identity.peer_id(), credential.roles, credential.zone.clone());
     let metrics = Arc::new(Metrics::new(registry, zone.clone()));
     let pulls = Arc::new(Pulls::default());
     let directory = Arc::new(Directory::default());
@@ -245,7 +246,7 @@ async fn assemble(
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
             move |_| Parts {
-                engine: Engine::new(engine_config, local, engine_zone, seed, clock.now()),
+                engine: Engine::new(engine_config, local, engine_zone, seed, clock.now()).with_roles(roles),
                 clock,
                 store,
                 data,

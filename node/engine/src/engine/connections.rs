@@ -38,6 +38,8 @@ impl Engine {
                 }
                 return;
             }
+            let flow = Flow::new(&self.config, self.now);
+            let flow = if zone == self.zone { flow } else { flow.over_link() };
             self.peers.insert(
                 peer,
                 Peer {
@@ -46,7 +48,7 @@ impl Engine {
                     endpoints,
                     channels: std::collections::BTreeMap::new(),
                     next_channel: 0,
-                    flow: Flow::new(&self.config, self.now),
+                    flow,
                     messages: Bucket::new(Some(self.config.messages_per_sec_max), self.now),
                     idle_since: self.now,
                     dropped: false,
@@ -84,6 +86,7 @@ impl Engine {
         if let Some(swarm) = self.swarms.get_mut(&digest) {
             swarm.search.set_standing(&peer, Standing::Gone);
         }
+        self.refresh_zone(digest);
         self.dial(digest);
         self.judge(digest);
     }

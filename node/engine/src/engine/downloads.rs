@@ -131,7 +131,7 @@ impl Engine {
         }
         let link = (!same_zone).then(|| known.zone.clone());
         if let Some(zone) = &link {
-            let fresh = || Flow::new(&self.config, now);
+            let fresh = || Flow::new(&self.config, now).over_link();
             self.links.entry(zone.clone()).or_insert_with(fresh).requested(now, bytes);
         }
         member.outstanding.insert(number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
@@ -404,6 +404,7 @@ impl Engine {
         let pending = blob.pending.remove(&number);
         blob.picker.unwant(number);
         blob.zone_progress = now;
+        blob.advance_front();
         swarm.starved = None;
         swarm.backend_failures = 0;
         for member in swarm.members.values_mut() {

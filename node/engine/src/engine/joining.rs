@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Roles, VouchedMetainfo};
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Role, Roles, VouchedMetainfo};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event, LocalBlob, Opened, ReadError};
@@ -92,8 +92,7 @@ impl Engine {
         let known = self.swarms.get(&digest);
         let member = known.and_then(|swarm| swarm.members.get(&peer));
         if member.is_none() {
-            let crowded = !probe
-                && known.is_some_and(|swarm| swarm.members.len() >= self.config.peers_per_swarm_inbound_max);
+            let crowded = !probe && known.is_some_and(|swarm| swarm.members.len() >= self.room_for(&peer));
             let full = known.is_none() && self.swarms.len() >= self.config.swarms_max;
             if crowded || full || !self.open_for(digest) || !self.add_member(digest, peer) {
                 let peers = self.hints_for(digest, peer);
@@ -123,6 +122,12 @@ impl Engine {
         self.welcome(digest, peer);
         self.fill_swarm(digest);
         self.judge(digest);
+    }
+
+    /// Members at which a peer that comes is sent away. An origin comes for its whole zone, and late if the link is long.
+    fn room_for(&self, peer: &PeerId) -> usize {
+        let room = self.config.peers_per_swarm_inbound_max;
+        if self.roles_of(peer).contains(Role::Origin) { room.saturating_mul(2) } else { room }
     }
 
     /// Opens a swarm that a peer asked for; `true` when it exists now.

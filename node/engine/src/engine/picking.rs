@@ -5,8 +5,11 @@ use std::time::Duration;
 use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
 
 use super::Engine;
+use crate::io::ReaderWant;
+use crate::message::Absence;
 use crate::swarm::member::Member;
-use crate::swarm::search::Standing;
+use crate::swarm::search::{Candidate, Standing};
+use crate::swarm::zones::Importer;
 use crate::swarm::{Blob, Pending, Swarm};
 
 /// Below this many pieces of interest a peer's pieces are listed instead of the wanted ones.
@@ -56,6 +59,11 @@ impl Engine {
             }
         }
         let (wait, since) = (self.config.zone_wait, blob.zone_progress);
+        if !member.same_zone
+            && let Some(number) = self.front(swarm, blob).find(|number| allowed(*number, wait, since))
+        {
+            return Picked::Piece(number);
+        }
         let rarest = if member.interesting < FEW_PIECES {
             pieces
                 .iter_beyond(&blob.have, &blob.layout)
@@ -71,6 +79,19 @@ impl Engine {
         }
     }
 
+    /// The first pieces that are missing, as far as a reader's window would reach: whoever imports and has no reader of its own
+    /// keeps those of the others in its zone going.
+    fn front(&self, swarm: &Swarm, blob: &Blob) -> std::ops::Range<u32> {
+        let reads = swarm.readers.values().any(|reader| matches!(reader.want, ReaderWant::Range(_)));
+        if reads {
+            return 0..0;
+        }
+        let pieces =
+            self.config.reader_window_bytes.checked_div(blob.layout.piece_bytes().into()).unwrap_or(0);
+        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
+        blob.front..blob.front.saturating_add(pieces)
+    }
+
     /// An import of somebody else's, for a process that has done its own: the link's capacity would be left to few
     /// connections at the end, and those start slowly. The importer takes its pieces in the order of its readers, so
     /// the last are the least likely to be under way, and its last few are left to it; and only the second in rank
@@ -78,7 +99,7 @@ impl Engine {
     fn take_over(&self, swarm: &Swarm, blob: &Blob, member: &Member) -> Option<u32> {
         if member.same_zone
             || blob.zone_source
-            || blob.picker.wanted() > blob.zone_ranks.others().saturating_mul(TAKE_OVER_PIECES)
+            || blob.picker.wanted() > blob.zone_ranks.other_importers().saturating_mul(TAKE_OVER_PIECES)
         {
             return None;
         }
@@ -175,28 +196,44 @@ impl Engine {
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let foreign = swarm.members.values().any(|member| !member.same_zone);
         let near = || swarm.members.iter().filter(|(_, member)| member.same_zone && member.is_joined());
-        let source =
-            near().any(|(peer, member)| member.is_complete() || self.roles_of(peer).contains(Role::Origin));
-        let mut leechers: Vec<PeerId> =
-            near().filter(|(_, member)| member.is_leecher()).map(|(peer, _)| *peer).collect();
+        let source = near().any(|(_, member)| member.is_complete());
+        let joined = near().filter(|(_, member)| member.is_leecher());
         let known = swarm.search.candidates.iter().filter(|(peer, candidate)| {
+            let member = swarm.members.get(*peer);
             candidate.hint.zone == self.zone
-                && !candidate.owner
-                && !candidate.hint.complete
-                && matches!(candidate.standing, Standing::Fresh | Standing::Dialing)
-                && !swarm.members.contains_key(*peer)
+                && member.is_none_or(|member| candidate.owner && !member.is_joined())
+                && may_import_soon(candidate)
         });
-        leechers.extend(known.map(|(peer, _)| *peer).take(IMPORTERS_MAX));
-        leechers.sort_unstable();
-        leechers.truncate(IMPORTERS_MAX);
+        let owner = |peer: &PeerId| swarm.search.candidates.get(peer).is_some_and(|known| known.owner);
+        let mut importers: Vec<Importer> = joined
+            .map(|(peer, _)| peer)
+            .chain(known.map(|(peer, _)| peer))
+            .map(|peer| Importer {
+                origin: owner(peer) || self.roles_of(peer).contains(Role::Origin),
+                peer: *peer,
+            })
+            .collect();
+        importers.sort_unstable_by_key(|importer| (!importer.origin, importer.peer));
+        importers.truncate(IMPORTERS_MAX);
+        let local = Importer { origin: self.roles.contains(Role::Origin), peer: self.local };
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let Some(blob) = &mut swarm.blob else { return };
-        blob.zone_leechers = leechers.len();
+        blob.zone_leechers = importers.len();
         blob.zone_source = source;
         if foreign && !blob.complete {
             let pieces = blob.layout.piece_count();
-            blob.zone_ranks.update(&digest, &self.local, leechers, pieces);
+            blob.zone_ranks.update(&digest, local, importers, pieces);
         }
+    }
+}
+
+/// Whether somebody who is not connected is likely to take part. An origin takes part though it has no room for this process:
+/// others of the zone are connected to it.
+fn may_import_soon(candidate: &Candidate) -> bool {
+    match candidate.standing {
+        Standing::Fresh | Standing::Dialing => candidate.owner || !candidate.hint.complete,
+        Standing::Asked | Standing::Absent(Absence::Full) => candidate.owner,
+        Standing::Absent(_) | Standing::Gone => false,
     }
 }
 

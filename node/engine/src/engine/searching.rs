@@ -90,6 +90,9 @@ impl Engine {
             swarm.search.foreign |= hint.zone != self.zone;
             swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
         }
+        if owner {
+            self.refresh_zone(digest);
+        }
         self.dial(digest);
         self.judge(digest);
     }

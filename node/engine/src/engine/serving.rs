@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex};
+use shoal_types::{Digest, PeerId, PieceIndex, Role};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event};
@@ -41,8 +41,10 @@ impl Engine {
             .map_or(0, |pieces| u64::from(pieces.count()).saturating_mul(PROGRESS_STEPS.into()));
         let progress = u8::try_from(steps.checked_div(count.into()).unwrap_or(0)).unwrap_or(PROGRESS_STEPS);
         let first_copy = blob.complete && !blob.given.contains_key(&number);
-        let job = Job { digest, piece, to, bytes: blob.layout.len_of(piece), progress, first_copy };
         let same_zone = member.same_zone;
+        let importer = !same_zone && self.roles_of(&peer).contains(Role::Origin);
+        let bytes = blob.layout.len_of(piece);
+        let job = Job { digest, piece, to, bytes, progress, first_copy, importer };
         if !blob.have.contains(piece) {
             return self
                 .out

@@ -50,6 +50,8 @@ pub(crate) struct Blob {
     pub(crate) have: Bitfield,
     pub(crate) complete: bool,
     pub(crate) finishing: bool,
+    /// The first piece that may be missing: all before it are here.
+    pub(crate) front: u32,
     pub(crate) picker: Picker,
     pub(crate) pending: BTreeMap<u32, Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
@@ -75,7 +77,8 @@ impl Blob {
         let layout = metainfo.layout();
         let wanted =
             if complete { Vec::new() } else { have.iter_missing(&layout).map(|piece| piece.get()).collect() };
-        Self {
+        let mut own = Self {
+            front: 0,
             picker: Picker::new(layout.piece_count(), wanted, random),
             metainfo,
             vouched,
@@ -89,6 +92,15 @@ impl Blob {
             zone_progress: now,
             zone_leechers: 0,
             zone_source: false,
+        };
+        own.advance_front();
+        own
+    }
+
+    /// Looks anew at what the first missing piece is.
+    pub(crate) fn advance_front(&mut self) {
+        while self.has(self.front) {
+            self.front = self.front.saturating_add(1);
         }
     }
 

@@ -2,14 +2,23 @@
 
 use shoal_types::{Digest, PeerId};
 
+/// Somebody of the zone who lacks pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Importer {
+    /// Origins come before all others: every host of a zone knows its origins, and hardly any knows all hosts.
+    pub(crate) origin: bool,
+    pub(crate) peer: PeerId,
+}
+
 /// The zone's members of one swarm, and this process's rank among them for each piece.
 ///
 /// The ranking is rendezvous hashing with a mixing function in place of a cryptographic hash: it is computed for
 /// every piece and member whenever one comes or goes, and nobody gains by bending it.
 #[derive(Debug, Default)]
 pub(crate) struct ZoneRanks {
-    members: Vec<PeerId>,
+    members: Vec<Importer>,
     ranks: Vec<u8>,
+    local_origin: bool,
     /// Who comes first for each piece: a place in `members`, or [`OWN`].
     importers: Vec<u8>,
 }
@@ -19,15 +28,16 @@ const OWN: u8 = u8::MAX;
 
 impl ZoneRanks {
     /// Computes the ranks anew when `members` (others of the zone that still lack pieces) differ from before.
-    pub(crate) fn update(&mut self, digest: &Digest, local: &PeerId, members: Vec<PeerId>, pieces: u32) {
+    pub(crate) fn update(&mut self, digest: &Digest, local: Importer, members: Vec<Importer>, pieces: u32) {
         if self.members == members && self.ranks.len() == pieces as usize {
             return;
         }
         let key = word(digest.as_bytes());
-        let own = mix(word(local.public_key()) ^ key);
-        let others: Vec<u64> = members.iter().map(|peer| mix(word(peer.public_key()) ^ key)).collect();
+        let seed = |importer: &Importer| (importer.origin, mix(word(importer.peer.public_key()) ^ key));
+        let own = seed(&local);
+        let others: Vec<(bool, u64)> = members.iter().map(seed).collect();
         let ranked = (0..pieces).map(|piece| {
-            let score = |seed: u64| mix(seed ^ u64::from(piece).rotate_left(32));
+            let score = |(origin, seed)| (origin, mix(seed ^ u64::from(piece).rotate_left(32)));
             let mine = score(own);
             let (mut above, mut first) = (0u8, (mine, OWN));
             for (other, place) in others.iter().zip(0u8..) {
@@ -39,6 +49,7 @@ impl ZoneRanks {
         });
         (self.ranks, self.importers) = ranked.unzip();
         self.members = members;
+        self.local_origin = local.origin;
     }
 
     /// How many of the zone come before this process for `piece`; zero makes it the importer.
@@ -54,6 +65,12 @@ impl ZoneRanks {
     /// How many others there are.
     pub(crate) fn others(&self) -> usize {
         self.members.len()
+    }
+
+    /// How many others are importers of anything: only the origins, where there are some.
+    pub(crate) fn other_importers(&self) -> usize {
+        let origin = self.local_origin || self.members.iter().any(|member| member.origin);
+        self.members.iter().filter(|member| member.origin == origin).count()
     }
 }
 
@@ -73,6 +90,24 @@ fn mix(value: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn host(peer: PeerId) -> Importer {
+        Importer { origin: false, peer }
+    }
+
+    #[test]
+    fn origins_come_before_all_others() {
+        let [a, b, c] = [1u8, 2, 3].map(|n| host(PeerId::from_public_key([n; 32])));
+        let [a, b] = [a, b].map(|host| Importer { origin: true, ..host });
+        let digest = Digest::sha256(b"x");
+        let (mut of_a, mut of_c) = (ZoneRanks::default(), ZoneRanks::default());
+        of_a.update(&digest, a, vec![b, c], 400);
+        of_c.update(&digest, c, vec![a, b], 400);
+        assert!((0..400).all(|piece| of_a.rank(piece) <= 1 && of_c.rank(piece) == 2));
+        let share = (0..400).filter(|piece| of_a.rank(*piece) == 0).count();
+        // 200 expected, standard deviation 10.
+        assert!((150..250).contains(&share), "{share}");
+    }
+
     #[test]
     fn each_piece_has_one_importer_and_loads_are_even() {
         let peers: Vec<PeerId> = (0..8u8).map(|n| PeerId::from_public_key([n + 1; 32])).collect();
@@ -80,9 +115,9 @@ mod tests {
         let ranks: Vec<ZoneRanks> = peers
             .iter()
             .map(|local| {
-                let others = peers.iter().filter(|peer| *peer != local).copied().collect();
+                let others = peers.iter().filter(|peer| *peer != local).map(|peer| host(*peer)).collect();
                 let mut ranks = ZoneRanks::default();
-                ranks.update(&digest, local, others, 4000);
+                ranks.update(&digest, host(*local), others, 4000);
                 ranks
             })
             .collect();
@@ -92,7 +127,7 @@ mod tests {
             assert_eq!(all, [0, 1, 2, 3, 4, 5, 6, 7]);
             let first = peers.iter().zip(&ranks).find(|(_, own)| own.rank(piece) == 0).map(|(peer, _)| peer);
             for (local, own) in peers.iter().zip(&ranks) {
-                let importer = own.importer(piece).map_or(local, |place| &own.members[place]);
+                let importer = own.importer(piece).map_or(local, |place| &own.members[place].peer);
                 assert_eq!(Some(importer), first);
             }
         }
