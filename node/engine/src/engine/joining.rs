@@ -436,7 +436,8 @@ impl Engine {
         known.channels.insert(channel, digest);
         self.timers.cancel(Timer::Idle(peer));
         let same_zone = known.zone == self.zone;
-        swarm.members.insert(peer, Member::new(channel, same_zone, self.now));
+        let origin = known.roles.contains(Role::Origin);
+        swarm.members.insert(peer, Member::new(channel, same_zone, origin, self.now));
         true
     }
 

@@ -16,6 +16,9 @@ use crate::swarm::{Blob, Pending, Swarm};
 const FEW_PIECES: u32 = 64;
 /// Members of the zone that share the imports at most.
 const IMPORTERS_MAX: usize = 32;
+/// How long an owner in the own zone may take to say what it has before anything is imported. Connecting to it is a few
+/// round trips in one zone; over the link, to whom there may be a connection already, the answer can be here first.
+const OWNER_WAIT: Duration = Duration::from_millis(250);
 /// Imports are taken over when so many pieces are left for each member of the zone, and not before: until then the link is
 /// busy, and who is ahead does no good by asking too.
 const TAKE_OVER_PIECES: usize = 2;
@@ -182,6 +185,9 @@ impl Engine {
     /// Whether this process may fetch a piece from another zone: it is the zone's importer, or whoever is has had
     /// its time. Those further down the ranking wait longer, so that a slow importer is not doubled by everybody.
     fn may_import(&self, swarm: &Swarm, blob: &Blob, number: u32, wait: Duration, since: Timestamp) -> bool {
+        if self.awaits_owner(swarm, blob) {
+            return false;
+        }
         if blob.zone_leechers == 0 && !blob.zone_source {
             return true;
         }
@@ -189,6 +195,19 @@ impl Engine {
         let near = blob.zone_source || is_near(swarm, piece);
         let rank = u32::from(blob.zone_ranks.rank(number)).saturating_add(u32::from(near));
         rank == 0 || self.now >= since + wait.saturating_mul(rank)
+    }
+
+    /// Whether an owner of the own zone, who may have all of the blob, is still to be heard.
+    fn awaits_owner(&self, swarm: &Swarm, blob: &Blob) -> bool {
+        // One that searches too has nothing yet.
+        let said = |member: &Member| member.is_joined() && (member.pieces.is_some() || member.wants_metainfo);
+        let silent = |(peer, candidate): (&PeerId, &Candidate)| {
+            candidate.owner
+                && candidate.hint.zone == self.zone
+                && matches!(candidate.standing, Standing::Fresh | Standing::Dialing | Standing::Asked)
+                && !swarm.members.get(peer).is_some_and(said)
+        };
+        self.now < blob.since + OWNER_WAIT && swarm.search.candidates.iter().any(silent)
     }
 
     /// Looks anew at who of the zone takes part, after somebody came, went or became a seeder.

@@ -52,10 +52,12 @@ pub(crate) struct Member {
     /// Its queue is full: it is asked for nothing before this.
     pub(crate) full_until: Timestamp,
     pub(crate) same_zone: bool,
+    /// It anchors blobs, and imports those that it wants.
+    pub(crate) origin: bool,
 }
 
 impl Member {
-    pub(crate) fn new(our_channel: Channel, same_zone: bool, now: Timestamp) -> Self {
+    pub(crate) fn new(our_channel: Channel, same_zone: bool, origin: bool, now: Timestamp) -> Self {
         Self {
             our_channel,
             their_channel: None,
@@ -74,6 +76,7 @@ impl Member {
             refused: BTreeMap::new(),
             full_until: Timestamp::ZERO,
             same_zone,
+            origin,
         }
     }
 

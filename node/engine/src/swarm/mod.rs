@@ -50,6 +50,8 @@ pub(crate) struct Blob {
     pub(crate) have: Bitfield,
     pub(crate) complete: bool,
     pub(crate) finishing: bool,
+    /// Since when its pieces have been known.
+    pub(crate) since: Timestamp,
     /// The first piece that may be missing: all before it are here.
     pub(crate) front: u32,
     pub(crate) picker: Picker,
@@ -78,6 +80,7 @@ impl Blob {
         let wanted =
             if complete { Vec::new() } else { have.iter_missing(&layout).map(|piece| piece.get()).collect() };
         let mut own = Self {
+            since: now,
             front: 0,
             picker: Picker::new(layout.piece_count(), wanted, random),
             metainfo,
@@ -188,15 +191,18 @@ impl Swarm {
         self.readers.values().any(|reader| !reader.done)
     }
 
-    /// Whether the missing pieces are to be got: for a reader, for a while after the last one, or because an owner
-    /// was asked.
+    /// Whether the missing pieces are to be got: for a reader, for a while after the last one, because this process has them in
+    /// its backend and somebody wants them, or because it is an owner and a host of its zone was told to ask it. Not for
+    /// other zones, nor for fellow origins, which ask when something is pushed to them: each blob would cross every link.
     pub(crate) fn wants_payload(&self, now: Timestamp, linger: std::time::Duration) -> bool {
         if self.is_complete() {
             return false;
         }
         self.readers.values().any(|reader| reader.want != ReaderWant::Metainfo)
             || self.unread_since.is_some_and(|since| now.saturating_since(since) < linger)
-            || (self.owner || self.in_backend) && self.members.values().any(|member| member.is_leecher())
+            || self.members.values().any(|member| {
+                member.is_leecher() && (self.in_backend || self.owner && member.same_zone && !member.origin)
+            })
     }
 
     /// Whether only the metainfo is wanted.
