@@ -74,7 +74,7 @@ pub struct ConnectionsConfig {
     pub established_max: u32,
     /// Connections dialled at once at most.
     pub pending_max: u32,
-    /// Inbound handshakes at once. Beyond: the one that has lasted longest gives way.
+    /// Inbound handshakes at once. Beyond: the longest of the address that has the most gives way.
     pub handshakes_max: usize,
     /// Inbound connections of one IPv4 address or IPv6 /64; more are refused.
     pub per_address_max: usize,

@@ -2,7 +2,7 @@
 //! an address may try, and how many connections it may have.
 //!
 //! libp2p's own limit refuses newcomers when too many handshakes are under way: whoever opens that many connections and
-//! says nothing shuts the door. Here the handshake that has lasted longest gives way.
+//! says nothing shuts the door. Here one gives way: the longest of the address that has the most.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -63,7 +63,7 @@ impl Guarded {
             let refused = io::Error::new(io::ErrorKind::QuotaExceeded, "the address connects too often");
             return futures::future::ready(Err(refused)).boxed();
         }
-        let (handshake, evicted) = self.handshakes.begin();
+        let (handshake, evicted) = self.handshakes.begin(from);
         if evicted {
             self.stats.handshakes_evicted.count();
         }

@@ -46,7 +46,7 @@ fn take_in(hub: &Arc<Hub>, tcp: TcpStream, addr: SocketAddr) {
     let Some(ip_place) = hub.admit_ip(addr.ip()) else {
         return hub.stats.refused_per_ip.inc();
     };
-    let (handshake, evicted) = hub.handshakes.begin();
+    let (handshake, evicted) = hub.handshakes.begin(Some(addr.ip()));
     if evicted {
         hub.stats.handshakes_evicted.inc();
     }

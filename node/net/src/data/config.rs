@@ -26,7 +26,7 @@ pub struct DataConfig {
     pub connections_per_ip_max: usize,
     /// Inbound connections that an IPv4 address or IPv6 /64 may try. More are closed at once.
     pub arrivals: Allowance,
-    /// Inbound handshakes at once. Beyond: the one that has lasted longest gives way.
+    /// Inbound handshakes at once. Beyond: the longest of the address that has the most gives way.
     pub handshakes_max: usize,
     /// Between pings.
     pub ping_interval: Duration,

@@ -84,3 +84,47 @@ async fn an_address_that_connects_too_often_is_hung_up_on() {
     }
     until("refused", async || door.handle.stats().inbound_too_often.get() == 5).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_floods_the_dht_displaces_nobody_but_itself() {
+    const RECORDS_MAX: usize = 100;
+    let small = |n, doors: &[&Node]| {
+        let mut small = config(n, doors);
+        small.records.records_max = RECORDS_MAX;
+        small
+    };
+    let blobs = |whose: u8, from: u8| (from..from + 10).map(move |n| Digest::sha256(&[whose, n]));
+    let door =
+        start_as(small(101, &[]), identity(101, Role::Bootstrap, &mesh()), MemoryPersistence::shared()).await;
+    let (honest, flooder) = (start(102, Role::Node, &[&door]).await, start(103, Role::Node, &[&door]).await);
+    until_connected(&honest, 2).await;
+    until_connected(&flooder, 2).await;
+    for digest in blobs(102, 0) {
+        honest.handle.provide(digest).await;
+    }
+    let kept = async || door.handle.status().await.unwrap().records;
+    until("the door keeps the honest ones", async || kept().await == 10).await;
+
+    let flood: Vec<Digest> = (0..600u16).map(|n| Digest::sha256(&n.to_be_bytes())).collect();
+    for digest in &flood {
+        flooder.handle.provide(*digest).await;
+    }
+    let stats = door.handle.stats();
+    until("the flood is refused", async || stats.records_refused.get() >= 400).await;
+    assert!(kept().await <= RECORDS_MAX);
+    // Whoever comes after the flood gets its place from the flooder.
+    for digest in blobs(102, 10) {
+        honest.handle.provide(digest).await;
+    }
+    until("the later ones displace the flood", async || stats.records_displaced.get() >= 10).await;
+    assert!(kept().await <= RECORDS_MAX);
+
+    // Nobody but the door is left to ask.
+    honest.handle.shutdown().await;
+    flooder.handle.shutdown().await;
+    let seeker = start(104, Role::Node, &[&door]).await;
+    until_connected(&seeker, 1).await;
+    for digest in blobs(102, 0).chain(blobs(102, 10)) {
+        assert_eq!(find(&seeker, digest, peer(102)).await.endpoints, [endpoint(102)]);
+    }
+}
