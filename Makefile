@@ -6,7 +6,7 @@ export PATH
 # The crates without I/O: the inner loop takes seconds. They are the workspace's default members.
 PURE := -p shoal-types -p shoal-engine -p shoal-simulations
 
-.PHONY: help check lint build test test-large fuzz demo bench bench-hot images
+.PHONY: help check lint build test test-large flood fuzz demo bench bench-hot images
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ test-large: ## the image of 1 GiB
 	scripts/setup.sh
 	cargo build --locked -p shoal
 	cargo test --locked -p shoal-tests --test e2e -- --ignored large_
+
+flood: ## ten thousand connections to each port while members pull: what that costs them, and memory; minutes
+	scripts/setup.sh build
+	cargo build --locked -p shoal
+	cargo test --locked -p shoal-tests --test e2e -- --ignored --nocapture --test-threads 1 flood::
 
 # FUZZ passes arguments, such as FUZZ="-s 600" for ten minutes each, or FUZZ="-s 60 frames rpc" for two targets.
 fuzz: ## libFuzzer on every decoder, a minute each, side by side; a build of its own

@@ -23,8 +23,9 @@ use crate::service;
 use crate::socket::{Greeting, PatientStream, refuse, speaks_tls};
 use crate::tls::{ServerTls, client_names};
 
-/// Most bytes of a request head, and of a connection's read buffer.
-const HEAD_BYTES_MAX: usize = 128 << 10;
+/// Most bytes of a request head, and of a connection's read buffer. Strangers can make a gateway keep so much for each of
+/// [`GatewayConfig::connections_max`]: 256 MiB. Tokens take some KiB; nginx allows 32 KiB.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most header lines of a request; docker sends about a dozen.
 const HEADERS_MAX: usize = 100;
 /// Pause after a failed `accept` (usually: no file descriptors left), so that the loop does not spin.

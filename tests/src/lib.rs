@@ -7,6 +7,7 @@ pub mod capture;
 pub mod clients;
 pub mod clouds;
 pub mod contract;
+pub mod flood;
 pub mod http;
 pub mod image;
 pub mod linear;

@@ -52,6 +52,20 @@ pub fn bytes_read(pid: u32) -> Result<f64> {
     Ok(line.context("no rchar")?.parse()?)
 }
 
+/// Processor seconds a process has used, in user and kernel mode, all its threads together.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_secs(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The program's name may hold anything; what follows its bracket does not.
+    let rest = stat.rsplit_once(')').context("no name in stat")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |at: usize| -> Result<u64> { Ok(fields.get(at).context("a short stat")?.parse()?) };
+    let ticks = ticks(11)? + ticks(12)?;
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// A program that `scripts/tools.sh` installs.
 ///
 /// # Errors

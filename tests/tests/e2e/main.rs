@@ -16,6 +16,7 @@ mod disk;
 mod docs;
 mod doctor;
 mod flash;
+mod flood;
 mod gc;
 mod hostile;
 mod install;

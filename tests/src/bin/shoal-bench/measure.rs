@@ -6,20 +6,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use shoal_tests::system::cpu_secs;
 
 /// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
-
-/// Processor seconds a process has used, in user and kernel mode, all its threads together.
-pub(crate) fn cpu_secs(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The program's name may hold anything; what follows its bracket does not.
-    let rest = stat.rsplit_once(')').context("no name in stat")?.1;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks = |at: usize| -> Result<u64> { Ok(fields.get(at).context("a short stat")?.parse()?) };
-    let ticks = ticks(11)? + ticks(12)?;
-    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
-}
 
 /// Anonymous resident bytes of a process: its own memory, file maps aside.
 pub(crate) fn anonymous_bytes(pid: u32) -> Result<u64> {

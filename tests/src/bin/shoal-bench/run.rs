@@ -257,7 +257,7 @@ fn pull_torrent(scenario: &Scenario, lab: &Lab, dir: &Path, bytes: &Bytes) -> Re
     times.sort_unstable();
     let mut usage = meter.end()?;
     for puller in &pullers {
-        usage.cpu_secs += crate::measure::cpu_secs(puller.pid())?;
+        usage.cpu_secs += shoal_tests::system::cpu_secs(puller.pid())?;
         usage.anonymous_peak_bytes =
             usage.anonymous_peak_bytes.max(crate::measure::anonymous_bytes(puller.pid())?);
     }
