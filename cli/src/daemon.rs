@@ -80,6 +80,7 @@ pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
     let settings = GatewayConfig {
         delete_enabled: node.config().deletes.0,
         drain_timeout: node.config().drain_timeout,
+        preheat_enabled: node.config().preheat.is_some(),
         ..GatewayConfig::default()
     };
     let metrics = GatewayMetrics::new(&mut node.registry().lock());

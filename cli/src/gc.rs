@@ -1,14 +1,19 @@
 //! `shoal gc`.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::bail;
 use bytesize::ByteSize;
-use shoal_daemon::gc::{Options, Report};
+use shoal_daemon::gc::{Options, Progress as Told, Report};
 use shoal_types::PeerId;
 
 use crate::client;
+use crate::progress::{Progress, Unit};
+
+/// How often progress is asked for.
+const POLL: Duration = Duration::from_millis(500);
 
 /// Flags of `shoal gc`.
 #[derive(clap::Args)]
@@ -29,7 +34,7 @@ pub(crate) struct GcArgs {
     /// The ops listener of an origin.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070", env = "SHOAL_OPS")]
     ops: SocketAddr,
-    /// Print JSON.
+    /// Print JSON at the end, and no progress.
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +46,13 @@ pub(crate) async fn run(args: GcArgs) -> anyhow::Result<()> {
         keep_untagged: args.keep_untagged,
         without: args.without,
     };
-    let reports: Vec<Report> = client::post_json(args.ops, "/api/v1/gc", &options).await?;
+    let bar = Progress::new("gc", 0, Unit::Things("origins"), args.json);
+    let reports: anyhow::Result<Vec<Report>> = tokio::select! {
+        reports = client::post_json(args.ops, "/api/v1/gc", &options) => reports,
+        never = follow(args.ops, &bar) => match never {},
+    };
+    bar.finish();
+    let reports = reports?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
@@ -56,6 +67,20 @@ pub(crate) async fn run(args: GcArgs) -> anyhow::Result<()> {
         bail!("{failed} deletions failed: run it again");
     }
     Ok(())
+}
+
+/// Shows how far the collection is, for as long as it is polled. An origin that does not say is no failure.
+async fn follow(ops: SocketAddr, bar: &Progress) -> Infallible {
+    loop {
+        tokio::time::sleep(POLL).await;
+        let Ok(told) = client::get_json::<Told>(ops, "/api/v1/gc").await else { continue };
+        bar.set_length(told.origins);
+        bar.set_message(match told.done {
+            0 => told.step,
+            done => format!("{}: {done}", told.step),
+        });
+        bar.set_position(told.origins_done);
+    }
 }
 
 fn show(report: &Report, dry_run: bool, grace: humantime::Duration) {

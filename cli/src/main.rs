@@ -9,6 +9,7 @@ mod gc;
 mod images;
 mod install;
 mod keys;
+mod preheat;
 mod progress;
 mod push;
 mod reference;
@@ -63,6 +64,8 @@ enum Command {
     Install(install::InstallArgs),
     /// Copy an image to the origins of another zone, and wait until it is there.
     Replicate(replicate::ReplicateArgs),
+    /// Have gateways fetch an image before anybody pulls it, and wait until they have it.
+    Preheat(preheat::PreheatArgs),
     /// Delete what no tag reaches from the backends of all origins, or say what would be.
     Gc(gc::GcArgs),
     /// Explain a recent pull: where its bytes came from and what it waited for.
@@ -165,6 +168,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => reference::completions(shell),
         Command::Man { dir } => reference::man(dir.as_deref()),
         Command::Replicate(args) => daemon::small_runtime()?.block_on(replicate::run(args)),
+        Command::Preheat(args) => daemon::small_runtime()?.block_on(preheat::run(args)),
         Command::Gc(args) => daemon::small_runtime()?.block_on(gc::run(args)),
         Command::Why(args) => daemon::small_runtime()?.block_on(why::run(args)),
         Command::Simulate(args) => simulate::run(&args),

@@ -39,7 +39,7 @@ impl Progress {
         let target =
             if quiet || !terminal { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match unit {
-            Unit::Bytes => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}".to_owned(),
+            Unit::Bytes => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}".to_owned(),
             Unit::Things(things) => format!("{{wide_bar}} {{pos}}/{{len}} {things} {{msg}}"),
         };
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use shoal_daemon::replicate::ReplicationStatus;
 use shoal_types::{ImageReference, Zone};
 
 use crate::client;
+use crate::progress::{Progress, Unit};
 
 /// How often progress is asked for.
 const POLL: Duration = Duration::from_millis(250);
@@ -36,11 +36,8 @@ pub(crate) struct ReplicateArgs {
 pub(crate) async fn run(args: ReplicateArgs) -> anyhow::Result<()> {
     let question = json!({"image": args.image.to_string(), "to": args.to});
     client::post(args.ops, "/api/v1/replications", &question).await?;
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    if args.json || args.no_wait {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos} of {len} blobs and manifests {msg}")?);
+    let what = format!("replicate {}", args.image);
+    let bar = Progress::new(&what, 0, Unit::Things("blobs and manifests"), args.json || args.no_wait);
     // A job names its record without a host.
     let image = ImageReference { host: None, ..args.image.clone() }.to_string();
     while !args.no_wait {
@@ -49,11 +46,11 @@ pub(crate) async fn run(args: ReplicateArgs) -> anyhow::Result<()> {
             break;
         };
         bar.set_length(job.total);
-        bar.set_position(job.done);
         bar.set_message(job.last_error.unwrap_or_default());
+        bar.set_position(job.done);
         tokio::time::sleep(POLL).await;
     }
-    bar.finish_and_clear();
+    bar.finish();
     let state = if args.no_wait { "queued" } else { "replicated" };
     if args.json {
         println!("{}", json!({"image": image, "to": args.to, "state": state}));

@@ -21,6 +21,8 @@ pub enum Access {
     Push(RepositoryName),
     /// Delete from a repository.
     Delete(RepositoryName),
+    /// Have gateways fetch an image of a repository.
+    Preheat(RepositoryName),
 }
 
 /// The names in a client's certificate, whose chain the TLS layer has verified.

@@ -33,6 +33,8 @@ pub struct GatewayConfig {
     pub page_max: usize,
     /// Whether tags, manifests and blobs can be deleted; 405 otherwise.
     pub delete_enabled: bool,
+    /// Whether notifications of pushes are taken; 404 otherwise.
+    pub preheat_enabled: bool,
     /// What `Retry-After` says on a 429 of the gateway's own.
     pub retry_after: Duration,
 }
@@ -53,6 +55,7 @@ impl Default for GatewayConfig {
             ranges_max: 16,
             page_max: 1000,
             delete_enabled: true,
+            preheat_enabled: false,
             retry_after: Duration::from_secs(1),
         }
     }

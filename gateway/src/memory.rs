@@ -15,8 +15,8 @@ use futures::{StreamExt, stream};
 use shoal_types::{Digest, DigestHasher, RecordValue, Reference, RepositoryName, TagName};
 
 use crate::port::{
-    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError,
-    PushError, UploadId, compare_tags,
+    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PreheatError,
+    PullError, PushError, UploadId, compare_tags,
 };
 
 /// Bytes of one item of a blob's stream.
@@ -54,6 +54,7 @@ struct State {
     upload_count: u64,
     fault: Option<Fault>,
     stale: bool,
+    preheated: Vec<(RepositoryName, Reference)>,
 }
 
 /// A mesh of one machine without a disk.
@@ -90,6 +91,11 @@ impl MemoryMesh {
     /// How many reads of blobs are open.
     pub fn reads_open(&self) -> u64 {
         self.reads_open.load(Ordering::SeqCst)
+    }
+
+    /// The images that were to be preheated, in their order.
+    pub fn preheated(&self) -> Vec<(RepositoryName, Reference)> {
+        self.lock().preheated.clone()
     }
 
     /// How many uploads are open.
@@ -390,5 +396,14 @@ impl Mesh for MemoryMesh {
             .map(|(_, (value, _))| value.clone())
             .take(limit)
             .collect())
+    }
+
+    async fn preheat(&self, repository: &RepositoryName, reference: &Reference) -> Result<(), PreheatError> {
+        let mut state = self.lock();
+        if state.fault == Some(Fault::Busy) {
+            return Err(PreheatError::Full { retry_after: RETRY_AFTER });
+        }
+        state.preheated.push((repository.clone(), reference.clone()));
+        Ok(())
     }
 }

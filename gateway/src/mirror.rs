@@ -42,7 +42,7 @@ impl Mirrors {
         let named = query.get("ns").and_then(|host| self.prefixes.get(&host.to_ascii_lowercase()));
         let Some(prefix) = self.only.as_ref().or(named) else { return Ok(target) };
         match target {
-            Target::Base | Target::Token => Ok(target),
+            Target::Base | Target::Token | Target::Health => Ok(target),
             Target::Manifest(..) | Target::Blob(..) if method == Method::GET || method == Method::HEAD => {
                 target.below(prefix)
             }

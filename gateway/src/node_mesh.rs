@@ -9,6 +9,7 @@ use futures::StreamExt as _;
 use shoal_daemon::node::{
     AppendError, BeginError, FinishError, ManifestError, Node, OpenError, Resolved, StatError, UploadName,
 };
+use shoal_daemon::preheat::Order;
 use shoal_daemon::records::service::RecordError;
 use shoal_daemon::rpc::{Listing, PAGE_MAX};
 use shoal_types::layout::BLOB_BYTES_MAX;
@@ -16,8 +17,8 @@ use shoal_types::{Digest, RecordKey, RecordKind, RecordValue, Reference, Reposit
 
 use crate::holdings::{Holdings, Unsure};
 use crate::port::{
-    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PullError,
-    PushError, UploadId, compare_tags,
+    BlobRead, BlobSource, ByteStream, DeleteError, ListError, ManifestInfo, ManifestPut, Mesh, PreheatError,
+    PullError, PushError, UploadId, compare_tags,
 };
 
 /// When a client may try again what the mesh could not do: origins come back, or time out, within seconds.
@@ -291,6 +292,25 @@ impl Mesh for NodeMesh {
         let what = Listing::Referrers(*subject);
         let records = self.0.records().list(repository, &what, after, limit).await.map_err(list_error)?;
         Ok(records.iter().filter_map(|record| record.value().value.clone()).collect())
+    }
+
+    fn name_of(&self, host: Option<&str>, repository: RepositoryName) -> RepositoryName {
+        let upstreams = self.0.config().upstreams();
+        let rule = host.and_then(|host| upstreams.iter().find(|rule| rule.host().eq_ignore_ascii_case(host)));
+        let below = rule.and_then(|rule| format!("{}/{repository}", rule.prefix()).parse().ok());
+        below.unwrap_or(repository)
+    }
+
+    async fn preheat(&self, repository: &RepositoryName, reference: &Reference) -> Result<(), PreheatError> {
+        let scope = self.0.config().preheat.clone().ok_or(PreheatError::Off)?;
+        let order = Order {
+            repositories: vec![repository.clone()],
+            reference: reference.clone(),
+            scope,
+            platforms: Vec::new(),
+        };
+        // Nobody listens: metrics and logs tell what becomes of it.
+        self.0.preheat(order).map(drop).map_err(|_| PreheatError::Full { retry_after: RETRY_AFTER })
     }
 }
 

@@ -234,6 +234,20 @@ pub enum DeleteError {
     Internal(String),
 }
 
+/// Why an image is not preheated.
+#[derive(Debug, thiserror::Error)]
+pub enum PreheatError {
+    /// This mesh does not preheat on notifications. Answered with 404.
+    #[error("images are not preheated here")]
+    Off,
+    /// Too many images wait. Answered with 429.
+    #[error("too many images wait to be preheated")]
+    Full {
+        /// When to try again.
+        retry_after: Duration,
+    },
+}
+
 /// Why something cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
@@ -369,4 +383,15 @@ pub trait Mesh: Send + Sync + 'static {
         after: Option<&Digest>,
         limit: usize,
     ) -> Result<Vec<RecordValue>, ListError>;
+
+    /// The repository that stands in this mesh for one of the registry at `host`.
+    fn name_of(&self, host: Option<&str>, repository: RepositoryName) -> RepositoryName {
+        let _ = host;
+        repository
+    }
+
+    /// Has gateways fetch an image. Returns when that is queued.
+    async fn preheat(&self, _: &RepositoryName, _: &Reference) -> Result<(), PreheatError> {
+        Err(PreheatError::Off)
+    }
 }

@@ -14,6 +14,10 @@ pub(crate) enum Target {
     Base,
     /// The gateway's own tokens.
     Token,
+    /// Whether this process is alive.
+    Health,
+    /// Of pushes, for preheating.
+    Notifications,
     Catalog,
     Blob(RepositoryName, Digest),
     Uploads(RepositoryName),
@@ -24,6 +28,10 @@ pub(crate) enum Target {
     Referrers(RepositoryName, Digest),
 }
 
+/// What Harbor asks of a provider of the kind Kraken (goharbor/harbor, `src/pkg/p2p/preheat/provider/kraken.go`).
+const HEALTH_PATH: &str = "/health";
+const NOTIFICATIONS_PATH: &str = "/registry/notifications";
+
 /// Route of requests that name nothing.
 pub(crate) const ROUTE_NONE: Route = "none";
 
@@ -32,6 +40,8 @@ impl Target {
         match self {
             Self::Base => "/v2/",
             Self::Token => TOKEN_PATH,
+            Self::Health => HEALTH_PATH,
+            Self::Notifications => NOTIFICATIONS_PATH,
             Self::Catalog => "/v2/_catalog",
             Self::Blob(..) => "/v2/<name>/blobs/<digest>",
             Self::Uploads(..) => "/v2/<name>/blobs/uploads/",
@@ -58,8 +68,11 @@ impl Target {
 /// Parses a path. Names have slashes, so it is read from its end.
 pub(crate) fn parse(path: &str) -> Result<Target, ApiError> {
     let no_route = || ApiError::new(StatusCode::NOT_FOUND, Code::Unsupported, "no such endpoint");
-    if path == TOKEN_PATH {
-        return Ok(Target::Token);
+    match path {
+        TOKEN_PATH => return Ok(Target::Token),
+        HEALTH_PATH => return Ok(Target::Health),
+        NOTIFICATIONS_PATH => return Ok(Target::Notifications),
+        _ => {}
     }
     let path = percent_decode(path).ok_or_else(no_route)?;
     let rest = match path.strip_prefix("/v2") {
@@ -162,6 +175,8 @@ mod tests {
         for (path, target) in [
             ("/v2/".to_owned(), Target::Base),
             ("/v2".to_owned(), Target::Base),
+            ("/health".to_owned(), Target::Health),
+            ("/registry/notifications".to_owned(), Target::Notifications),
             ("/v2/_catalog".to_owned(), Target::Catalog),
             (format!("/v2/a/b/c/blobs/{digest}"), Target::Blob(name("a/b/c"), digest)),
             (

@@ -123,7 +123,7 @@ async fn dispatch(call: &mut Call, connection: &Connection, target: Target) -> A
     let gateway = call.gateway.clone();
     let admission = match &target {
         // Cheap, and the first thing that clients and health checks ask.
-        Target::Base => None,
+        Target::Base | Target::Health => None,
         _ => match gateway.requests.clone().try_acquire_owned() {
             Ok(permit) => Some(permit),
             Err(_) => {
@@ -134,6 +134,12 @@ async fn dispatch(call: &mut Call, connection: &Connection, target: Target) -> A
     };
     if target == Target::Token {
         return (routes::token::get(call, connection).await, admission);
+    }
+    match &target {
+        Target::Health => return (routes::preheat::health(call, connection).await, admission),
+        // Which repositories it is about stands in its body.
+        Target::Notifications => return (routes::preheat::notify(call, connection).await, admission),
+        _ => {}
     }
     let wanted = wanted(call, &target);
     let mut checked = gateway.access.check(connection, &call.head.headers, &wanted).await;
@@ -157,7 +163,7 @@ fn wanted(call: &Call, target: &Target) -> Vec<Access> {
     let reads = call.method == Method::GET || call.method == Method::HEAD;
     match target {
         // Tokens are for whoever asks: the password is checked where they are made.
-        Target::Base | Target::Token => vec![Access::Ping],
+        Target::Base | Target::Token | Target::Health | Target::Notifications => vec![Access::Ping],
         Target::Catalog => vec![Access::Catalog],
         Target::Uploads(repository) => {
             // A mount reads from the other repository as well.

@@ -260,6 +260,7 @@ fn scope(wanted: &Access) -> Option<String> {
         Access::Pull(name) => Some(format!("repository:{name}:pull")),
         Access::Push(name) => Some(format!("repository:{name}:pull,push")),
         Access::Delete(name) => Some(format!("repository:{name}:delete")),
+        Access::Preheat(name) => Some(format!("repository:{name}:preheat")),
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Action {
     Push,
     /// Delete tags, manifests and blobs.
     Delete,
+    /// Have gateways fetch images, by notifications of pushes.
+    Preheat,
     /// List all repositories, whatever the rule's pattern.
     Catalog,
 }
@@ -186,6 +188,7 @@ pub(crate) fn allowed(rules: &[Rule], caller: &Caller, wanted: &Access) -> bool 
         Access::Pull(name) => (Action::Pull, "pull", Some(name)),
         Access::Push(name) => (Action::Push, "push", Some(name)),
         Access::Delete(name) => (Action::Delete, "delete", Some(name)),
+        Access::Preheat(name) => (Action::Preheat, "preheat", Some(name)),
     };
     if let Caller::Granted { grants, .. } = caller {
         return match repository {

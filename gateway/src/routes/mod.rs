@@ -4,6 +4,7 @@ mod blobs;
 mod content;
 mod lists;
 mod manifests;
+pub(crate) mod preheat;
 pub(crate) mod token;
 mod uploads;
 
@@ -45,7 +46,8 @@ pub(crate) async fn run(call: &mut Call, target: Target) -> Answer {
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),
         },
         // Answered before access is asked for.
-        Target::Token => Err(ApiError::method_not_allowed("GET")),
+        Target::Token | Target::Health => Err(ApiError::method_not_allowed("GET")),
+        Target::Notifications => Err(ApiError::method_not_allowed("POST")),
         Target::Catalog => match method {
             Method::GET | Method::HEAD => lists::catalog(call).await,
             _ => Err(ApiError::method_not_allowed("GET, HEAD")),

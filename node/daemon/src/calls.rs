@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::doctor;
 use crate::driver::IncomingCall;
 use crate::node::Node;
+use crate::preheat;
 use crate::records::service::may_push;
 use crate::rpc::{self, Answer, Failure, Request};
 use crate::vault::AnchorError;
@@ -89,6 +90,14 @@ impl Node {
                     }
                     Err(error) => anchor_failed(&error),
                 }
+            }
+            Request::Preheat { .. }
+                if !credential.roles.contains(Role::Gateway) && !credential.roles.contains(Role::Origin) =>
+            {
+                failed(Failure::Denied, "only gateways and origins have others fetch".to_owned())
+            }
+            Request::Preheat { job } => {
+                self.preheat_here(&job).await.map_or_else(preheat::too_busy, Answer::Preheat)
             }
             Request::Traffic => Answer::Traffic(self.metrics().traffic()),
             Request::Renew => self.renew(peer, credential),

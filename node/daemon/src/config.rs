@@ -146,6 +146,11 @@ settings! {
     /// `docker.io`.
     #[serde(skip_serializing_if = "Option::is_none")]
     hub_mirror("hub-mirror", Text, "HOST:PORT"): Option<SocketAddr> = None;
+    /// Whether a gateway takes notifications of pushes at `/registry/notifications`, as Harbor and the distribution registry
+    /// send them, and which gateways it then has fetch the image: `all`, `zone` (its own), `zone=NAME`, with `count=N` or
+    /// `percent=N` after a comma or alone. Whoever logs in as one whom `gateway-access` allows to `preheat` may send them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preheat("preheat", Text, "SCOPE"): Option<crate::preheat::Scope> = None;
     /// Tags that, once pushed, nobody moves or deletes: regular expressions for the whole of `REPOSITORY:TAG`, as in
     /// `prod/.*:v[0-9.]+`. Origins hold to it, so all of them should have the same.
     #[serde(deserialize_with = "one_or_many")]

@@ -25,6 +25,7 @@ pub mod node;
 pub mod ops;
 mod persistence;
 mod pieces;
+pub mod preheat;
 pub mod pulls;
 pub mod push;
 pub mod queue;

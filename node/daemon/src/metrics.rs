@@ -43,6 +43,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ZoneLabel {
     zone: String,
 }
@@ -90,6 +95,11 @@ pub struct Metrics {
     pub calls: Counter,
     /// Blobs evicted from the store.
     pub evicted: Counter,
+    preheated: Family<OutcomeLabel, Counter>,
+    /// Images that this process had others fetch.
+    pub preheats: Counter,
+    /// Images that it did not, too many waiting.
+    pub preheats_refused: Counter,
     /// Blobs that garbage collection deleted.
     pub collected: Counter,
     /// Their bytes.
@@ -128,6 +138,9 @@ impl Metrics {
             calls_shed: Counter::default(),
             calls: Counter::default(),
             evicted: Counter::default(),
+            preheated: Family::default(),
+            preheats: Counter::default(),
+            preheats_refused: Counter::default(),
             collected: Counter::default(),
             collected_bytes: Counter::default(),
         };
@@ -143,6 +156,9 @@ impl Metrics {
         }
         for source in ["local", "mesh"] {
             drop(self.read.get_or_create(&SourceLabel { source }));
+        }
+        for outcome in ["done", "failed"] {
+            drop(self.preheated.get_or_create(&OutcomeLabel { outcome }));
         }
         for why in DROP_REASONS {
             drop(self.dropped.get_or_create(&ReasonLabel { reason: drop_reason(why) }));
@@ -179,6 +195,9 @@ impl Metrics {
         table::CALLS.register(registry, self.calls.clone());
         table::CALLS_SHED.register(registry, self.calls_shed.clone());
         table::EVICTED.register(registry, self.evicted.clone());
+        table::PREHEATED.register(registry, self.preheated.clone());
+        table::PREHEATS.register(registry, self.preheats.clone());
+        table::PREHEATS_REFUSED.register(registry, self.preheats_refused.clone());
         table::COLLECTED.register(registry, self.collected.clone());
         table::COLLECTED_BYTES.register(registry, self.collected_bytes.clone());
     }
@@ -263,6 +282,11 @@ impl Metrics {
             let result = if *answered { "answered" } else { "unanswered" };
             self.lookups.get_or_create(&LookupLabels { lookup, result }).inc();
         }
+    }
+
+    /// Counts an image that this process was to fetch: `done` or `failed`.
+    pub(crate) fn note_preheated(&self, outcome: &'static str) {
+        self.preheated.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Counts bytes a local client read.

@@ -32,6 +32,7 @@ use crate::discovery::Discovery;
 use crate::driver::DriverHandle;
 use crate::links::Links;
 use crate::metrics::Metrics;
+use crate::preheat::{Here, Orders};
 use crate::pulls::Pulls;
 use crate::records::service::Records;
 use crate::replicate::Replication;
@@ -62,6 +63,8 @@ struct Inner {
     vault: Option<Arc<Vault>>,
     replication: Option<Arc<Replication>>,
     upstreams: Upstreams,
+    preheating: Here,
+    preheat_orders: Orders,
     pulls: Arc<Pulls>,
     metrics: Arc<Metrics>,
     registry: Mutex<Registry>,
@@ -158,6 +161,16 @@ impl Node {
     /// What is known of the registries that are pulled through.
     pub(crate) fn upstreams(&self) -> &Upstreams {
         &self.0.upstreams
+    }
+
+    /// The images that it fetches because it was asked to.
+    pub(crate) fn preheating(&self) -> &Here {
+        &self.0.preheating
+    }
+
+    /// The images that it has others fetch.
+    pub(crate) fn preheat_orders(&self) -> &Orders {
+        &self.0.preheat_orders
     }
 
     /// Where the bytes of recent blobs came from.

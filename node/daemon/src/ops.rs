@@ -6,6 +6,7 @@ mod browse;
 mod console;
 mod limited;
 mod live;
+mod preheat;
 mod why;
 
 use std::collections::BTreeMap;
@@ -105,7 +106,8 @@ fn router(node: Node) -> Router {
             "/api/v1/doctor",
             post(|State(node): State<Node>| async move { Json(doctor::examine(&node).await) }),
         )
-        .route("/api/v1/gc", post(collect))
+        .route("/api/v1/gc", get(collection).post(collect))
+        .route("/api/v1/preheats", post(preheat::order))
         .route("/api/v1/replications", get(replications).post(replicate))
         .route("/api/v1/revocations", get(revocations))
         .route(
@@ -391,6 +393,14 @@ async fn collect(State(node): State<Node>, Json(options): Json<crate::gc::Option
         return refusal(StatusCode::CONFLICT, NO_ORIGIN);
     }
     Json(node.collect_everywhere(&options).await).into_response()
+}
+
+/// How far a collection is that this origin was asked for.
+async fn collection(State(node): State<Node>) -> Response {
+    match node.vault() {
+        Some(vault) => Json(vault.collection().lock().clone()).into_response(),
+        None => refusal(StatusCode::CONFLICT, NO_ORIGIN),
+    }
 }
 
 #[derive(Serialize)]

@@ -198,6 +198,13 @@ pub enum Request {
     /// "What have you received, from which zone?" Asked by a member that shows the mesh to somebody.
     #[n(21)]
     Traffic,
+    /// "Fetch this image, or say how far you are with it." Asked of a gateway, again and again while it is under way.
+    #[n(22)]
+    Preheat {
+        /// The image.
+        #[n(0)]
+        job: crate::preheat::Job,
+    },
     /// "What time is it?" For comparing clocks (`shoal doctor`).
     #[n(24)]
     Time,
@@ -463,6 +470,9 @@ pub enum Answer {
     /// To `Retain`, `ReadyToMark` and `Replicated`.
     #[n(12)]
     Ready,
+    /// To `Preheat`.
+    #[n(16)]
+    Preheat(#[n(0)] crate::preheat::State),
     /// To `Traffic`: counts since the process started.
     #[n(15)]
     Traffic(#[n(0)] Traffic),
@@ -519,14 +529,19 @@ pub fn decode<T: for<'b> minicbor::Decode<'b, ()>>(bytes: &[u8]) -> Result<T, St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preheat::State;
     use proptest::prelude::*;
-    use shoal_types::Algorithm;
+    use shoal_types::{Algorithm, Keypair, Record, Signed};
 
     #[test]
     fn bodies_round_trip() {
         let metainfo = Metainfo::of_bytes(Algorithm::Sha256, b"x").unwrap();
         let digest = metainfo.digest();
         let repository: RepositoryName = "a/b".parse().unwrap();
+        let author = Keypair::from_secret(&[7; 32]);
+        let key = RecordKey { repository: repository.clone(), kind: RecordKind::Tag("1".parse().unwrap()) };
+        let version = RecordVersion { counter: 3, written: WallTime::default(), author: author.peer_id() };
+        let record: SignedRecord = Signed::sign(Record { key, version, value: None }, &author);
         let requests = [
             Request::Anchor { metainfo: Box::new(metainfo), repository: Some(repository.clone()) },
             Request::Stat { digest, repository: None },
@@ -548,8 +563,26 @@ mod tests {
             Request::FetchUpstream { digest, repository: repository.clone(), manifest: true, look: false },
             Request::Upload {
                 id: [7; 16].into(),
-                repository,
+                repository: repository.clone(),
                 step: UploadStep::Append { offset: 3, bytes: vec![1, 2].into() },
+            },
+            Request::Collect {
+                options: crate::gc::Options {
+                    dry_run: true,
+                    grace_ms: 5,
+                    keep_untagged: true,
+                    without: vec![author.peer_id()],
+                },
+            },
+            Request::Retain { digests: vec![digest, digest] },
+            Request::ReadyToMark,
+            Request::Import { record: record.clone() },
+            Request::Replicated {
+                job: crate::replicate::Job { key: record.value().key.clone(), zone: "eu".parse().unwrap() },
+                version: record.value().version,
+            },
+            Request::Preheat {
+                job: crate::preheat::Job { repository, digest, platforms: vec!["linux/arm64".into()] },
             },
         ];
         for request in requests {
@@ -562,6 +595,10 @@ mod tests {
             Answer::Upstream { value: None, stale: true },
             Answer::Fetched(Fetched::Here(7)),
             Answer::Upload(UploadState::Digest { got: digest }),
+            Answer::Collected(Box::new(crate::gc::Report { tags: 3, ..Default::default() })),
+            Answer::Ready,
+            Answer::Preheat(State::Fetching { done_bytes: 1, total_bytes: 2 }),
+            Answer::Preheat(State::Failed { why: "no".into() }),
         ] {
             assert_eq!(decode::<Answer>(&encode(&answer)).unwrap(), answer);
         }

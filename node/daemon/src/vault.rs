@@ -76,6 +76,7 @@ pub struct Vault {
     sweeping: RwLock<()>,
     /// One collection at a time.
     collecting: tokio::sync::Mutex<()>,
+    collection: Mutex<crate::gc::Progress>,
     /// Blobs of the queue: pinned, the store does not evict them whatever else it believes of them.
     queued: Mutex<BTreeMap<Digest, Pin>>,
     news: Box<dyn Fn(GossipMessage) + Send + Sync>,
@@ -112,6 +113,7 @@ impl Vault {
             condemned,
             sweeping,
             collecting,
+            collection: Mutex::default(),
             queued: Mutex::new(queued),
             news,
         }
@@ -312,6 +314,11 @@ impl Vault {
     /// What nothing reaches.
     pub(crate) fn condemned(&self) -> &Condemned {
         &self.condemned
+    }
+
+    /// How far the collection is that this origin was asked for last.
+    pub(crate) fn collection(&self) -> &Mutex<crate::gc::Progress> {
+        &self.collection
     }
 
     /// Held while a collection runs.

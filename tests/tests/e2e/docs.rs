@@ -38,6 +38,7 @@ const PAGES: &[(&str, &[Needs])] = &[
     ("howto/upgrade.md", &[Needs::Mesh]),
     ("howto/disaster-recovery.md", &[Needs::Backend]),
     ("howto/from-kraken.md", &[Needs::Mesh, Needs::Registry]),
+    ("howto/harbor-preheat.md", &[Needs::Registry]),
 ];
 
 /// Starts what stands in for the machine: run as root in namespaces of its own, in the directory it may fill.
@@ -211,6 +212,7 @@ pages! {
     howto_upgrade: 6,
     howto_disaster_recovery: 7,
     howto_from_kraken: 8,
+    howto_harbor_preheat: 9,
 }
 
 #[test]

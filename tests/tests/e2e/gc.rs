@@ -98,6 +98,8 @@ async fn what_no_tag_reaches_leaves_the_backends_and_nothing_else() -> Result<()
     let second = gc(&mesh, &["--grace", "0s"]).await?;
     ensure!(sum(&dry, "/due/count") == sum(&second, "/deleted/count"), "{dry:?} {second:?}");
     ensure!(sum(&second, "/deleted/count") == sum(&first, "/unreached/count"), "{second:?}");
+    let told = mesh.node("o0")?.api("/api/v1/gc").await?;
+    ensure!(told["origins"] == 2 && told["origins_done"] == 2 && told["step"] == "", "{told}");
     for image in [&old, &gone] {
         check(&backends, image, false)?;
     }

@@ -24,6 +24,7 @@ mod live;
 mod mirrors;
 mod monitoring;
 mod owners;
+mod preheat;
 mod push;
 mod recovery;
 mod replicate;

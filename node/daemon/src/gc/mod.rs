@@ -40,6 +40,19 @@ pub struct Options {
     pub without: Vec<PeerId>,
 }
 
+/// How far a collection at all origins is, at the one that was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Origins that have collected.
+    pub origins_done: u64,
+    /// Origins in all; 0 when no collection has been asked of this origin.
+    pub origins: u64,
+    /// What is being done at present; empty when nothing is.
+    pub step: String,
+    /// How often, or to how many things, the step has been done.
+    pub done: u64,
+}
+
 /// A number of things, and their bytes.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, minicbor::Encode, minicbor::Decode,

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use shoal_types::{Digest, PeerId, RecordKey, RecordKind, RepositoryName};
 
 use super::mark::{Marker, Roots};
-use super::{Amount, Options, Report, SAMPLE};
+use super::{Amount, Options, Progress, Report, SAMPLE};
 use crate::driver::blocking;
 use crate::links::AskError;
 use crate::node::{ManifestError, Node};
@@ -34,7 +34,11 @@ impl Node {
     /// Collects at every origin of the mesh, one after the other.
     pub async fn collect_everywhere(&self, options: &Options) -> Vec<Report> {
         let mut reports = Vec::new();
-        for origin in self.discovery().owners(b"") {
+        let origins = self.discovery().owners(b"");
+        let total = origins.len() as u64;
+        for origin in origins {
+            let (origins_done, step) = (reports.len() as u64, format!("collecting at {}", origin.peer));
+            self.tell_gc(|progress| *progress = Progress { origins_done, origins: total, step, done: 0 });
             if origin.peer == self.peer_id() {
                 reports.push(self.collect_here(options).await);
                 continue;
@@ -53,7 +57,28 @@ impl Node {
                 Err(error) => failed(error.to_string()),
             });
         }
+        self.tell_gc(|progress| {
+            *progress = Progress { origins_done: total, origins: total, ..Progress::default() }
+        });
         reports
+    }
+
+    /// Changes what this origin tells of a collection.
+    fn tell_gc(&self, change: impl FnOnce(&mut Progress)) {
+        if let Some(vault) = self.vault() {
+            change(&mut vault.collection().lock());
+        }
+    }
+
+    fn begin_step(&self, step: &str) {
+        self.tell_gc(|progress| {
+            step.clone_into(&mut progress.step);
+            progress.done = 0;
+        });
+    }
+
+    fn count_step(&self) {
+        self.tell_gc(|progress| progress.done += 1);
     }
 
     /// Collects at this origin.
@@ -67,6 +92,7 @@ impl Node {
         } else {
             tracing::info!(?report.unreached, ?report.deleted, dry_run = options.dry_run, "garbage collection is done");
         }
+        self.begin_step("");
         report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         report
     }
@@ -77,11 +103,15 @@ impl Node {
         };
         let _one_at_a_time = vault.collecting().try_lock().map_err(|_| "a collection is running already")?;
         let started = self.clock().wall();
+        self.begin_step("asking origins whether they know all records");
         self.all_ready(&options.without).await?;
+        self.begin_step("collecting the records of all origins");
         let survey = self.records().survey(&options.without).await?;
         let roots = roots(&survey);
         report.tags = roots.tagged.len() as u64;
+        self.begin_step("manifests followed");
         let reached = self.mark(&roots, options.keep_untagged).await?;
+        self.begin_step("listing what backends hold");
         report.reached = reached.len() as u64;
         let held = held(vault).await?;
         let unreached: BTreeMap<Digest, u64> = held
@@ -122,6 +152,7 @@ impl Node {
         blocking(move || keeper.condemned().update(&all, now)).await?;
         // Whoever went away meanwhile, or came, may know of tags that were not followed.
         self.all_ready(&options.without).await?;
+        self.begin_step("blobs deleted");
         self.sweep(vault, due_manifests, due_blobs, options.grace_ms, report).await;
         Ok(())
     }
@@ -159,6 +190,7 @@ impl Node {
                 .map(|digest| async move { (digest, self.read_manifest_bytes(digest).await) });
             let mut reads = futures::stream::iter(reads.collect::<Vec<_>>()).buffer_unordered(READS);
             while let Some((digest, read)) = reads.next().await {
+                self.count_step();
                 let marked = match read {
                     Ok(bytes) => marker.read(digest, &bytes),
                     Err(ManifestError::NotFound) => marker.unread(digest),
@@ -219,6 +251,7 @@ impl Node {
             .map(|(digest, size)| async move { (digest, size, vault.collect(&digest, grace).await) });
         let mut deletions = futures::stream::iter(deletions.collect::<Vec<_>>()).buffer_unordered(DELETIONS);
         while let Some((digest, size, deleted)) = deletions.next().await {
+            self.count_step();
             match deleted {
                 Ok(true) => {
                     report.deleted.add(size);

@@ -55,6 +55,7 @@ fn identity(node: &Node, samples: &mut Samples) {
 async fn transfer(node: &Node, samples: &mut Samples) {
     samples.one(&table::CONNECTIONS, node.links().connected().len() as f64);
     samples.one(&table::ORIGINS, node.control().origins().len() as f64);
+    samples.one(&table::PREHEATING, node.preheating().active() as f64);
     samples.one(&table::MEMBERS, node.directory().len() as f64);
     for (phase, time) in node.pulls().spent() {
         samples.labelled(&table::PHASES, &[("phase", phase.name())], time.as_secs_f64());

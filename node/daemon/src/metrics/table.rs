@@ -166,6 +166,12 @@ rows! {
         BACKEND_WRITTEN: Counter "shoal_backend_written_bytes" ["backend"] "Bytes of blobs put into a backend";
         BACKEND_FAILURES: Counter "shoal_backend_failures" ["backend"] "Requests that a backend did not answer, or refused";
     }
+    "Preheating" {
+        PREHEATED: Counter "shoal_preheat_images" ["outcome"] "Images that this process was asked to fetch, by what became of it";
+        PREHEATING: Gauge "shoal_preheat_images_waiting" [] "Images that it was asked to fetch and has not yet";
+        PREHEATS: Counter "shoal_preheat_orders" [] "Images that this process had gateways fetch";
+        PREHEATS_REFUSED: Counter "shoal_preheat_orders_refused" [] "Images that it did not, too many waiting";
+    }
     "The registry API of a gateway" {
         GATEWAY_REQUESTS: Counter "shoal_gateway_requests" ["route", "method", "code"] "Requests answered";
         GATEWAY_IN_FLIGHT: Gauge "shoal_gateway_requests_in_flight" [] "Requests not yet answered to the end";
@@ -202,6 +208,7 @@ pub const LABELS: &[(&str, &str)] = &[
     ("kind", "`blob`, `record`"),
     ("lookup", "`owners` (rendezvous hashing over the origins alive), `dht`"),
     ("method", "`GET`, `HEAD`, `POST`, `PUT`, `PATCH`, `DELETE`, `other`"),
+    ("outcome", "`done`, `failed`"),
     ("peer", "the process's own peer id"),
     ("phase", "`lookup`, `seeder`, `own_link`, `backend`, `disk`, `client`: what `shoal why` calls them"),
     ("reason", "`corrupt_piece`, `protocol`, `stalled`, `idle`, `replaced`"),

@@ -239,6 +239,41 @@ impl Node {
         let mut reader = self.driver().open(digest, ReaderWant::Whole).await;
         reader.done().await
     }
+
+    /// [`Self::fetch`] of a blob of `repository`, which may be one that is pulled through from another registry.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) async fn fetch_of(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+    ) -> Result<(), OpenError> {
+        let store = self.store().clone();
+        let here = blocking(move || store.lookup(&digest)).await.map_err(ReadError::Store)?;
+        if here.is_some_and(|entry| entry.complete) {
+            return Ok(());
+        }
+        let mut failed = None;
+        if self.is_mirrored(repository) {
+            failed = self.have_from_source(repository, digest, Content::Blob).await;
+        }
+        if failed == Some(ReadError::NotFound) {
+            return Err(ReadError::NotFound);
+        }
+        match self.fetch(digest).await {
+            Err(ReadError::NotFound) => {}
+            fetched => return fetched,
+        }
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        match self.fetch_from_source(repository, digest, Content::Blob).await {
+            Ok(Fetched::Here(_)) => self.fetch(digest).await,
+            Ok(_) | Err(SourceError::NoSource) => Err(ReadError::NotFound),
+            Err(_) => Err(ReadError::Unavailable),
+        }
+    }
 }
 
 fn check_range(range: &Range<u64>, size: u64) -> Result<(), OpenError> {

@@ -28,6 +28,7 @@ use crate::gc::condemned::Condemned;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::persistence::{Memory, RecordTable};
+use crate::preheat::{Here, Orders};
 use crate::pulls::Pulls;
 use crate::queue::Queue;
 use crate::records::ledger::Ledger;
@@ -288,6 +289,8 @@ async fn assemble(
         renewer,
         uploads: store.table(Table::Misc),
         upstreams: Upstreams::new(config.upstreams(), store.table(Table::Misc)),
+        preheating: Here::default(),
+        preheat_orders: Orders::default(),
         writing: Mutex::new(HashSet::new()),
         registry: Mutex::default(),
         stopping: watch::channel(false).0,

@@ -431,6 +431,7 @@ impl Records {
             | Request::ReadyToMark
             | Request::Replicated { .. }
             | Request::Traffic
+            | Request::Preheat { .. }
             | Request::ResolveUpstream { .. }
             | Request::FetchUpstream { .. }
             | Request::Upload { .. } => {
