@@ -140,6 +140,42 @@ fn two_owners_of_a_zone_share_one_copy_over_the_link() {
 }
 
 #[test]
+fn what_an_origin_fetches_is_fetched_by_no_other_origin() {
+    let (mut fleet, truth) = two_zones(6, 6_250_000, 50 * MIB);
+    let east: Zone = "east".parse().unwrap();
+    let others = [fleet.add(origin()), fleet.add(NodeSpec { zone: east, ..origin() })];
+    let keeper = fleet.add(origin());
+    let digest = truth.metainfo.digest();
+    fleet.read(keeper, digest, ReaderWant::Whole);
+    assert!(fleet.run_readers(secs(300)));
+    assert_eq!(fleet.pieces_of(keeper, &digest), 200);
+    assert_eq!(others.map(|other| fleet.pieces_of(other, &digest)), [0, 0]);
+    assert_eq!(fleet.crossed_bytes(), 0);
+}
+
+#[test]
+fn an_owner_next_door_is_heard_before_anything_is_imported() {
+    // The other zone is as near, and there is a connection already.
+    let near = NetworkConfig::default().delay;
+    let network = NetworkConfig { zone_delay: near, ..NetworkConfig::default() };
+    let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, 7);
+    let (first, second) = (Truth::new(7, MIB), Truth::new(8, 50 * MIB));
+    let far = fleet.add(origin());
+    let east: Zone = "east".parse().unwrap();
+    let [owner, reader] = [0; 2].map(|_| fleet.add(NodeSpec { zone: east.clone(), ..origin() }));
+    fleet.store(far, &first);
+    fleet.store(far, &second);
+    fleet.store(owner, &second);
+    fleet.read(reader, first.metainfo.digest(), ReaderWant::Whole);
+    assert!(fleet.run_readers(secs(60)));
+    let crossed = fleet.crossed_bytes();
+    assert_eq!(crossed, MIB);
+    fleet.read(reader, second.metainfo.digest(), ReaderWant::Whole);
+    assert!(fleet.run_readers(secs(60)));
+    assert_eq!(fleet.crossed_bytes(), crossed);
+}
+
+#[test]
 fn a_stopped_peer_is_overcome_quickly() {
     let mut fleet = Fleet::new(FleetConfig::default(), 5);
     let truth = Truth::new(5, 40 * MIB);

@@ -42,6 +42,9 @@ pub(super) enum Picked {
 impl Engine {
     pub(super) fn pick(&self, swarm: &Swarm, blob: &Blob, peer: &PeerId, member: &Member) -> Picked {
         let Some(pieces) = &member.pieces else { return Picked::Nothing };
+        if !member.same_zone && self.awaits_owner(swarm, blob) {
+            return Picked::HeldBack;
+        }
         let mut held_back = false;
         let mut allowed = |number: u32, wait: Duration, since| {
             let has = blob.layout.piece(number).is_some_and(|piece| pieces.contains(piece));
@@ -185,9 +188,6 @@ impl Engine {
     /// Whether this process may fetch a piece from another zone: it is the zone's importer, or whoever is has had
     /// its time. Those further down the ranking wait longer, so that a slow importer is not doubled by everybody.
     fn may_import(&self, swarm: &Swarm, blob: &Blob, number: u32, wait: Duration, since: Timestamp) -> bool {
-        if self.awaits_owner(swarm, blob) {
-            return false;
-        }
         if blob.zone_leechers == 0 && !blob.zone_source {
             return true;
         }

@@ -1,7 +1,8 @@
-//! `/shoal/origins/1`: who connects is told at once which origins are alive.
+//! `/shoal/origins/1`: who connects is told at once which origins are alive, and everybody again and again.
 //!
-//! Gossip alone would let a newcomer wait for the next heartbeat. Both sides of a new connection push the last
-//! heartbeats they heard; these are signed by the origins and carry their credentials, so it does not matter who
+//! Gossip alone would let a newcomer wait for the next heartbeat, and loses messages while its mesh forms. Both sides of a
+//! new connection push the last heartbeats they heard, and each process does so to a member chosen by chance every
+//! [`super::config::HeartbeatConfig::introduce_interval`], or soon after it was told of a change itself; these are signed by the origins and carry their credentials, so it does not matter who
 //! passes them on. Each comes with its age, so that passing it on does not keep a dead origin alive.
 //!
 //! On the wire: one stream, one message, no answer; the CBOR array of `[age in milliseconds, signed heartbeat]`.

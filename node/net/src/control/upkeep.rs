@@ -66,10 +66,10 @@ impl Service {
 
     /// Tells a member, chosen by chance, which origins are alive.
     pub(super) fn introduce_origins(&mut self, now: Instant) {
-        let connected: Vec<libp2p::PeerId> = self.host.connected_peers().copied().collect();
-        let chosen = (random_part() * connected.len() as f64) as usize;
-        if let Some(peer) = connected.get(chosen.min(connected.len().saturating_sub(1))) {
-            self.introduce_to(*peer, now);
+        let chosen = (random_part() * self.members.len() as f64) as usize;
+        let chosen = self.host.connected_peers().nth(chosen).copied();
+        if let Some(peer) = chosen {
+            self.introduce_to(peer, now);
         }
     }
 

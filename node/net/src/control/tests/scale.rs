@@ -172,14 +172,14 @@ fn check(rounds: &[Round]) {
         println!("{round}");
     }
     let [healthy, flash, dying] = rounds else { panic!("three rounds") };
-    // All hosts share the processors with other tests, and what does not answer in time is not found: 191 of 200 once, and all
-    // of them on a machine that has nothing else to do.
-    assert!(healthy.success() >= 0.9, "{healthy}");
-    assert!(flash.success() >= 0.9, "{flash}");
-    assert!(dying.success() >= 0.85, "{dying}");
+    assert!(healthy.success() >= 0.99, "{healthy}");
+    assert!(flash.success() >= 0.99, "{flash}");
+    assert!(dying.success() >= 0.95, "{dying}");
 }
 
+/// Alone, since sixty hosts share the processors: beside other tests 191 of 200 were found once, alone all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "`make test` runs it by itself"]
 async fn lookups_among_sixty_hosts_succeed_also_when_many_have_just_died() {
     check(&lookups_among(60).await);
 }
