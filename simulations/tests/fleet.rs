@@ -155,21 +155,22 @@ fn what_an_origin_fetches_is_fetched_by_no_other_origin() {
 
 #[test]
 fn an_owner_next_door_is_heard_before_anything_is_imported() {
-    // The other zone is as near, and there is a connection already.
+    // The other zone is as near, and there is a connection already; to the owner next door there is none yet.
     let near = NetworkConfig::default().delay;
     let network = NetworkConfig { zone_delay: near, ..NetworkConfig::default() };
     let mut fleet = Fleet::new(FleetConfig { network, ..FleetConfig::default() }, 7);
     let (first, second) = (Truth::new(7, MIB), Truth::new(8, 50 * MIB));
     let far = fleet.add(origin());
     let east: Zone = "east".parse().unwrap();
-    let [owner, reader] = [0; 2].map(|_| fleet.add(NodeSpec { zone: east.clone(), ..origin() }));
+    let reader = fleet.add(NodeSpec { zone: east.clone(), ..origin() });
     fleet.store(far, &first);
     fleet.store(far, &second);
-    fleet.store(owner, &second);
     fleet.read(reader, first.metainfo.digest(), ReaderWant::Whole);
     assert!(fleet.run_readers(secs(60)));
     let crossed = fleet.crossed_bytes();
     assert_eq!(crossed, MIB);
+    let owner = fleet.add(NodeSpec { zone: east, ..origin() });
+    fleet.store(owner, &second);
     fleet.read(reader, second.metainfo.digest(), ReaderWant::Whole);
     assert!(fleet.run_readers(secs(60)));
     assert_eq!(fleet.crossed_bytes(), crossed);
