@@ -152,6 +152,20 @@ impl Node {
             return Ok(BlobReader::local(self.store().clone(), digest, size, range, self.log(wanted)));
         }
         let Some(repository) = repository else { return self.open_in_mesh(digest, range, wanted).await };
+        self.get_of(repository, digest, || self.open_in_mesh(digest, range.clone(), wanted)).await
+    }
+
+    /// Gets a blob of `repository` by `get`, which looks in the mesh: has it fetched from its registry before, if this is a
+    /// mirror of it, and after, if nobody has it and an origin may know where it is.
+    async fn get_of<T, F>(
+        &self,
+        repository: &RepositoryName,
+        digest: Digest,
+        get: impl Fn() -> F,
+    ) -> Result<T, OpenError>
+    where
+        F: Future<Output = Result<T, OpenError>>,
+    {
         let mut failed = None;
         if self.is_mirrored(repository) {
             failed = self.have_from_source(repository, digest, Content::Blob).await;
@@ -159,16 +173,16 @@ impl Node {
                 return Err(ReadError::NotFound);
             }
         }
-        match self.open_in_mesh(digest, range.clone(), wanted).await {
+        match get().await {
             Err(ReadError::NotFound) => {}
-            opened => return opened,
+            got => return got,
         }
         // Its registry cannot be asked, and nobody has it: whether it exists cannot be told.
         if let Some(failed) = failed {
             return Err(failed);
         }
         match self.fetch_from_source(repository, digest, Content::Blob).await {
-            Ok(Fetched::Here(_)) => self.open_in_mesh(digest, range, wanted).await,
+            Ok(Fetched::Here(_)) => get().await,
             Ok(_) | Err(SourceError::NoSource) => Err(ReadError::NotFound),
             Err(_) => Err(ReadError::Unavailable),
         }
@@ -254,25 +268,7 @@ impl Node {
         if here.is_some_and(|entry| entry.complete) {
             return Ok(());
         }
-        let mut failed = None;
-        if self.is_mirrored(repository) {
-            failed = self.have_from_source(repository, digest, Content::Blob).await;
-        }
-        if failed == Some(ReadError::NotFound) {
-            return Err(ReadError::NotFound);
-        }
-        match self.fetch(digest).await {
-            Err(ReadError::NotFound) => {}
-            fetched => return fetched,
-        }
-        if let Some(failed) = failed {
-            return Err(failed);
-        }
-        match self.fetch_from_source(repository, digest, Content::Blob).await {
-            Ok(Fetched::Here(_)) => self.fetch(digest).await,
-            Ok(_) | Err(SourceError::NoSource) => Err(ReadError::NotFound),
-            Err(_) => Err(ReadError::Unavailable),
-        }
+        self.get_of(repository, digest, || self.fetch(digest)).await
     }
 }
 
