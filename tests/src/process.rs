@@ -58,10 +58,9 @@ pub fn beside(file: &Path) -> Result<PathBuf> {
 }
 
 fn newest_source() -> Result<Option<(PathBuf, SystemTime)>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
     let mut sources = Vec::new();
     for part in ["node", "gateway", "bootstrap", "simulations", "cli"] {
-        for (path, _) in system::files_below(&root.join(part)) {
+        for (path, _) in system::files_below(&system::project(part)) {
             let in_src = path.components().any(|component| component.as_os_str() == "src");
             if in_src && path.extension().is_some_and(|extension| extension == "rs") {
                 let changed = path.metadata()?.modified()?;

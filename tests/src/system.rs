@@ -83,7 +83,9 @@ pub fn tool(name: &str) -> Result<PathBuf> {
 
 /// A file or directory of the project.
 pub fn project(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    // Where the tests run, not where they were built: results of builds are shared between checkouts.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("..").join(path)
 }
 
 /// The documents of a YAML text, by Debian's `python3-yaml`.

@@ -493,7 +493,7 @@ mod tests {
         for scheme in Scheme::ALL {
             rows(&format!("`{}`", scheme.name()), scheme.options());
         }
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/STORAGE.md");
+        let path = std::path::Path::new("../../docs/STORAGE.md");
         let there = std::fs::read_to_string(&path).unwrap();
         let (head, rest) = there.split_once("## Options\n\n").unwrap();
         let (old, tail) = rest.split_once("\n\n").unwrap();

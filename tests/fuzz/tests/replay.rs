@@ -12,7 +12,7 @@ const VARIATIONS: usize = 3000;
 const CORPUS_BYTES_MAX: u64 = 512 << 10;
 
 fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
+    let dir = Path::new("corpus").join(target.name);
     let mut all: Vec<_> =
         (target.seeds)().into_iter().enumerate().map(|(n, seed)| (format!("seed {n}"), seed)).collect();
     let mut files: Vec<_> =
@@ -89,17 +89,13 @@ fn the_corpora_are_small() {
             })
             .sum()
     }
-    let bytes = size(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus"));
+    let bytes = size(Path::new("corpus"));
     assert!(bytes <= CORPUS_BYTES_MAX, "{bytes} bytes: minimise with scripts/fuzz.sh --merge");
 }
 
 #[test]
 fn every_corpus_directory_is_a_targets() {
-    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir("corpus").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         assert!(TARGETS.iter().any(|target| target.name == name), "corpus/{name} is no target's");
     }

@@ -99,7 +99,7 @@ impl Graph {
         command
             .args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform"])
             .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
+            .current_dir(system::project("tests"));
         let metadata: Value = serde_json::from_str(&system::run(&mut command).await?)?;
         let packages = metadata["packages"].as_array().context("no packages")?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -1,13 +1,12 @@
 //! The console in a real browser: a swarm fills, every view is reached by keyboard, and nothing goes wrong.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
 use serde_json::Value;
 use shoal_tests::wait::{PATIENCE, TRANSFER};
-use shoal_tests::{ImageBuilder, Mesh, NodeSpec, http as client, wait_until};
+use shoal_tests::{ImageBuilder, Mesh, NodeSpec, http as client, system, wait_until};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
@@ -35,7 +34,7 @@ async fn a_swarm_fills_before_a_browsers_eyes() -> Result<()> {
         None => mesh.scratch("screenshots")?,
     };
     std::fs::create_dir_all(&shots)?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/console.mjs");
+    let script = system::project("tests/browser/console.mjs");
     let mut browser = Command::new("node")
         .arg(script)
         .arg(format!("http://{}", mesh.node("g1")?.ops()?))

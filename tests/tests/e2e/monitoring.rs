@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use http::StatusCode;
 use serde_json::Value;
 use shoal_daemon::metrics::table::{Kind, Row, table};
 use shoal_tests::wait::PATIENCE;
-use shoal_tests::{Mesh, NodeSpec, http as client, ports, wait_until};
+use shoal_tests::{Mesh, NodeSpec, http as client, ports, system, wait_until};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
@@ -99,7 +99,7 @@ struct Query {
 }
 
 fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+    system::project("deploy")
 }
 
 /// Every query of every dashboard.

@@ -74,7 +74,7 @@ fn blobs_of(dir: &Path) -> Vec<(String, u64)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_clouds_are_one_mesh() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("shoal-clouds-").tempdir()?;
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/wireguard");
+    let examples = system::project("deploy/wireguard");
     let mut clouds = Clouds::start(dir.path(), &examples, &CLOUDS).await?;
     let example = Example { root: dir.path().to_owned(), examples };
     example.start_parts(&mut clouds).await?;
