@@ -68,7 +68,10 @@ impl Store {
             State::Vacant | State::Cold | State::Gone => return Ok(None),
         };
         let meta = self.inner.meta(&slot)?;
-        let pieces = pieces.unwrap_or_else(|| Bitfield::full(meta.metainfo.layout().piece_count()));
+        let pieces = match pieces {
+            Some(pieces) => known(pieces, &meta.metainfo),
+            None => Bitfield::full(meta.metainfo.layout().piece_count()),
+        };
         Ok(Some(BlobEntry {
             metainfo: meta.metainfo.clone(),
             vouched: meta.vouched.clone(),
@@ -306,4 +309,16 @@ pub(crate) fn record_of(metainfo: &Metainfo, vouched: Option<&VouchedMetainfo>) 
         Some(vouched) => MetainfoRecord::Vouched(Box::new(vouched.clone())),
         None => MetainfoRecord::Plain(Box::new(metainfo.clone())),
     }
+}
+
+/// The pieces whose hashes are known: of a blob that is read for the first time, pieces are here a moment before their hashes are
+/// out, and nobody who gets one then could verify it.
+fn known(mut pieces: Bitfield, metainfo: &Metainfo) -> Bitfield {
+    let layout = metainfo.layout();
+    for number in metainfo.known_pieces()..layout.piece_count() {
+        if let Some(piece) = layout.piece(number) {
+            pieces.remove(piece);
+        }
+    }
+    pieces
 }

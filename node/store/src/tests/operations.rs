@@ -22,6 +22,34 @@ fn vouch(metainfo: &Metainfo) -> Arc<VouchedMetainfo> {
     })
 }
 
+/// Whoever is told of a piece must be able to verify it.
+#[test]
+fn a_live_blobs_pieces_are_seen_when_their_hashes_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let blob = Blob::new(11, 4 * PIECE);
+    let (digest, layout) = (blob.digest(), blob.metainfo.layout());
+    let live = |known: u32| {
+        let hashes = layout.pieces().take(known as usize).map(|piece| blob.metainfo.hash_of(piece).unwrap());
+        Arc::new(Metainfo::live(digest, layout, hashes.collect()).unwrap())
+    };
+    let seen = |store: &Store| {
+        let entry = store.lookup(&digest).unwrap().unwrap();
+        (entry.metainfo.known_pieces(), entry.pieces.iter(&layout).map(PieceIndex::get).collect::<Vec<_>>())
+    };
+    store.create(live(1), None).unwrap();
+    blob.write(&store, [0, 1, 2]);
+    assert_eq!(seen(&store), (1, vec![0]));
+    store.create(live(2), None).unwrap();
+    assert_eq!(seen(&store), (2, vec![0, 1]));
+    store.create(live(3), None).unwrap();
+    assert_eq!(seen(&store), (3, vec![0, 1, 2]));
+    store.create(blob.metainfo.clone(), None).unwrap();
+    blob.write(&store, [3]);
+    store.check_digest(&digest).unwrap();
+    blob.assert_readable(&store);
+}
+
 #[test]
 fn pieces_in_any_order_make_a_blob() {
     let dir = tempfile::tempdir().unwrap();
