@@ -244,11 +244,15 @@ impl Engine {
     }
 
     fn opened_here(&mut self, digest: Digest, local: LocalBlob) {
-        let LocalBlob { metainfo, vouched, pieces, complete, in_backend } = local;
+        let LocalBlob { metainfo, vouched, mut pieces, complete, in_backend } = local;
         if metainfo.digest() != digest || pieces.len() != metainfo.layout().piece_count() {
             return;
         }
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        // Pieces may have been verified since the store looked: nothing would tell of them again.
+        if let Some(blob) = swarm.blob.as_ref().filter(|blob| blob.layout == metainfo.layout()) {
+            pieces.union_with(&blob.have);
+        }
         // What came while the store was looking may be longer.
         let longer =
             swarm.blob.as_ref().filter(|blob| blob.metainfo != metainfo && blob.metainfo.extends(&metainfo));

@@ -85,6 +85,35 @@ fn hashes_go_before_the_pieces_that_have_them() {
     assert!(grown, "the store hears of it");
 }
 
+/// The read of a blob goes on while its swarm opens.
+#[test]
+fn a_piece_verified_while_the_store_looks_is_not_forgotten() {
+    let mut engine = Engine::new(EngineConfig::default(), peer(99), Zone::default(), 1, Timestamp::ZERO);
+    let (digest, layout) = (vouched(1).value().digest(), vouched(1).value().layout());
+    let (id, zone, roles, endpoints) = (peer(0), zone(0), Roles::NONE, Vec::new());
+    engine.handle_input(Timestamp::ZERO, Input::PeerConnected { peer: id, zone, roles, endpoints });
+    say(&mut engine, 0, Message::Join { channel: 7, digest, wants_metainfo: true, probe: false });
+    // The store found this, and was read on before its answer came.
+    let metainfo = Arc::new(live(1).value().clone());
+    let pieces = metainfo.empty_bitfield();
+    let vouched = Some(live(1));
+    let blob = LocalBlob { metainfo, vouched, pieces, complete: false, in_backend: true };
+    learn(&mut engine, live(2));
+    for piece in layout.pieces().take(2) {
+        engine.handle_input(Timestamp::ZERO, Input::PieceVerified { digest, piece });
+    }
+    engine.handle_input(Timestamp::ZERO, Input::BlobOpened { digest, opened: Opened::Here(blob) });
+    let pieces = effects(&mut engine).into_iter().find_map(|effect| match effect {
+        Effect::Send { message: Message::Bitfield { pieces, .. }, .. } => {
+            Bitfield::from_bytes(layout.piece_count(), &pieces)
+        }
+        _ => None,
+    });
+    let pieces = pieces.expect("the peer is told what there is");
+    let numbers: Vec<u32> = pieces.iter(&layout).map(|piece| piece.get()).collect();
+    assert_eq!(numbers, [0, 1]);
+}
+
 #[test]
 fn a_shorter_one_is_no_news() {
     let (mut engine, to) = sharing();
