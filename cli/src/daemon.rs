@@ -16,6 +16,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::otlp::Exporting;
+
 /// Between two looks at a bootstrap peer's credential file.
 const CREDENTIAL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -149,6 +151,7 @@ pub(crate) async fn run_node(mut config: Config, gateway: bool) -> anyhow::Resul
     let identity = enter(&mut config)?;
     let ops = config.ops;
     let drain = config.drain_timeout;
+    let exporting = Exporting::start(&config, &identity)?;
     let node = Node::start(config, identity).await?;
     let ops = shoal_daemon::ops::serve(node.clone(), ops)
         .await
@@ -167,6 +170,7 @@ pub(crate) async fn run_node(mut config: Config, gateway: bool) -> anyhow::Resul
         let _ = tokio::time::timeout(drain, serving.drain()).await;
     }
     let _ = tokio::time::timeout(drain, node.stop()).await;
+    exporting.stop().await;
     Ok(())
 }
 

@@ -69,7 +69,9 @@ impl clap::Args for DaemonFlags {
             match key.kind {
                 KeyKind::Switch => arg.action(ArgAction::SetTrue),
                 KeyKind::List => arg.action(ArgAction::Append).value_name(key.value_name),
-                KeyKind::Text | KeyKind::Number => arg.action(ArgAction::Set).value_name(key.value_name),
+                KeyKind::Text | KeyKind::Number | KeyKind::Share => {
+                    arg.action(ArgAction::Set).value_name(key.value_name)
+                }
             }
         }))
     }

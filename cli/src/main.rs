@@ -9,6 +9,7 @@ mod gc;
 mod images;
 mod install;
 mod keys;
+mod otlp;
 mod preheat;
 mod progress;
 mod push;

@@ -14,6 +14,8 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::OwnedSemaphorePermit;
 
+use shoal_daemon::traces::RequestTrace;
+
 use crate::metrics::{InFlight, Route};
 use crate::port::ByteStream;
 
@@ -38,6 +40,7 @@ pub(crate) struct ResponseBody {
     route: Route,
     in_flight: InFlight,
     _admission: Option<OwnedSemaphorePermit>,
+    trace: RequestTrace,
 }
 
 impl ResponseBody {
@@ -47,19 +50,31 @@ impl ResponseBody {
         route: Route,
         in_flight: InFlight,
         admission: Option<OwnedSemaphorePermit>,
+        trace: RequestTrace,
     ) -> Self {
         let (left, stream) = match payload {
             Payload::Empty => (0, stream::empty().boxed()),
             Payload::Full(bytes) => (bytes.len() as u64, stream::iter([Ok(bytes)]).boxed()),
             Payload::Stream { length, stream } => (length, stream),
         };
-        Self { stream, left, started, first: true, failed: false, route, in_flight, _admission: admission }
+        Self {
+            stream,
+            left,
+            started,
+            first: true,
+            failed: false,
+            route,
+            in_flight,
+            _admission: admission,
+            trace,
+        }
     }
 
     fn fail(&mut self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         tracing::warn!(%error, missing_bytes = self.left, "response broken off");
         self.in_flight.metrics().broken.inc();
         self.failed = true;
+        self.trace.failed(&error.to_string());
         self.stream = stream::empty().boxed();
         Poll::Ready(Some(Err(error)))
     }
@@ -89,6 +104,7 @@ impl Body for ResponseBody {
                 if std::mem::take(&mut self.first) {
                     let waited = self.started.elapsed();
                     self.in_flight.metrics().first_byte(self.route, waited);
+                    self.trace.first_byte();
                 }
                 self.left -= bytes.len() as u64;
                 self.in_flight.metrics().bytes_out.inc_by(bytes.len() as u64);

@@ -10,6 +10,7 @@ use http::header::{CONTENT_LENGTH, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use shoal_daemon::traces::RequestTrace;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
@@ -18,6 +19,7 @@ use crate::body::{BodyLimits, Payload, ResponseBody, drain, request_stream};
 use crate::error::{ApiError, value};
 use crate::route::{Query, ROUTE_NONE, Target, parse};
 use crate::routes;
+use crate::routes::blobs::SOURCE;
 use crate::seats::Busy;
 use crate::server::Gateway;
 
@@ -79,10 +81,12 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let method = head.method.clone();
     let id = format!("{request_id:016x}");
-    let span = tracing::info_span!("request", id, method = %method, path = head.uri.path());
     let query = Query::parse(head.uri.query());
     let target = parse(head.uri.path());
     let route = target.as_ref().map_or(ROUTE_NONE, Target::route);
+    let trace = RequestTrace::begin(&head.headers, method_label(&method), route, head.uri.path());
+    let span =
+        tracing::info_span!("request", id, method = %method, path = head.uri.path(), trace = trace.id());
     let target = target.and_then(|target| gateway.mirrors.target(target, &method, &query));
     let mut call = Call {
         gateway: gateway.clone(),
@@ -95,7 +99,7 @@ pub(crate) async fn handle(
     };
 
     let (answer, admission) = match target {
-        Ok(target) => dispatch(&mut call, &connection, target).instrument(span.clone()).await,
+        Ok(target) => trace.run(dispatch(&mut call, &connection, target).instrument(span.clone())).await,
         Err(error) => (Err(error), None),
     };
     let mut response = match answer {
@@ -109,11 +113,12 @@ pub(crate) async fn handle(
     response.headers_mut().insert(REQUEST_ID, value(&id));
     let status = response.status();
     gateway.metrics.answered(route, method_label(&method), status.as_u16());
+    trace.answered(status.as_u16(), response.headers().get(&SOURCE).and_then(|source| source.to_str().ok()));
     span.in_scope(|| tracing::debug!(status = status.as_u16(), waited = ?started.elapsed(), "answered"));
     if method == Method::HEAD {
         strip_body(&mut response);
     }
-    Ok(response.map(|payload| ResponseBody::new(payload, started, route, in_flight, admission)))
+    Ok(response.map(|payload| ResponseBody::new(payload, started, route, in_flight, admission, trace)))
 }
 
 type Admitted = (Result<Response<Payload>, ApiError>, Option<OwnedSemaphorePermit>);

@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod clients;
 pub mod clouds;
+pub mod collector;
 pub mod contract;
 pub mod flood;
 pub mod http;

@@ -17,7 +17,7 @@ use crate::port::{BlobRead, BlobSource, ByteStream, Mesh};
 use crate::range::Plan;
 use crate::service::Call;
 
-const SOURCE: HeaderName = HeaderName::from_static("shoal-source");
+pub(crate) const SOURCE: HeaderName = HeaderName::from_static("shoal-source");
 
 /// What the time of opening a blob was spent on.
 const OPENED: &str = "until the blob was found and its size known";

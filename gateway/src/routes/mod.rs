@@ -1,6 +1,6 @@
 //! One module for each kind of resource.
 
-mod blobs;
+pub(crate) mod blobs;
 mod content;
 mod lists;
 mod manifests;

@@ -25,6 +25,8 @@ pub enum KeyKind {
     Text,
     /// A whole number.
     Number,
+    /// A number between 0 and 1.
+    Share,
     /// A flag with no value, or `true`/`false`.
     Switch,
     /// A flag that may be repeated; commas separate values in a variable.
@@ -191,6 +193,13 @@ settings! {
     log("log", Text, "FILTER"): String = "info".to_owned();
     /// How logs look: `human` or `json`.
     log_format("log-format", Text, "FORMAT"): LogFormat = LogFormat::Human;
+    /// Collector to which traces of pulls are sent by OTLP over HTTP, as in `http://127.0.0.1:4318`; without it there are
+    /// none. Headers it asks for, such as a token, are taken from the variable `OTEL_EXPORTER_OTLP_HEADERS`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp("otlp", Text, "URL"): Option<String> = None;
+    /// Share of the requests at the registry API that are traced, from 0 to 1. A request whose `traceparent` header says whether
+    /// it is sampled is as that says, and so is what one process does for another.
+    trace_sample("trace-sample", Share, "SHARE"): f64 = 0.01;
 }
 
 /// A list, of which one alone may be written without brackets.
@@ -369,6 +378,16 @@ impl Config {
                 "gateway-tls-client-ca needs gateway-tls-cert: certificates are shown over TLS only",
             );
         }
+        if let Some(url) = &self.otlp
+            && !is_http(url)
+        {
+            return Err(ConfigError::Value(format!(
+                "otlp: {url:?} is no http:// or https:// URL, as in http://127.0.0.1:4318"
+            )));
+        }
+        if !(0.0..=1.0).contains(&self.trace_sample) {
+            return conflict("trace-sample must be between 0, for none, and 1, for all");
+        }
         if self.connections_max < 8 {
             return conflict("connections-max must be at least 8");
         }
@@ -417,6 +436,11 @@ Every setting is a key in the TOML file given by `--config FILE`, a flag, and a 
 variable, a variable over the file. Sizes are written like `64MiB`, durations like `30s`; rates are sizes a second.
 ";
 
+fn is_http(url: &str) -> bool {
+    url.parse::<axum::http::Uri>()
+        .is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+}
+
 fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -435,6 +459,9 @@ fn overlay(table: &mut toml::Table, key: &Key, from: &str, values: &[String]) ->
         KeyKind::Number => Value::Integer(
             last.parse()
                 .map_err(|_| ConfigError::Value(format!("{from}: {last:?} is not a whole number")))?,
+        ),
+        KeyKind::Share => Value::Float(
+            last.parse().map_err(|_| ConfigError::Value(format!("{from}: {last:?} is not a number")))?,
         ),
         KeyKind::Switch => Value::Boolean(
             last.parse().map_err(|_| ConfigError::Value(format!("{from}: {last:?} is not true or false")))?,
@@ -526,6 +553,22 @@ mod tests {
         let flags = [("backend", "prod/.*=s3://b?region=x"), ("backend", "fs:/a")];
         let two = load("origin = true\nbackend = \"fs:/z\"", &[], &flags).unwrap();
         assert_eq!(two.backend, ["prod/.*=s3://b?region=x", "fs:/a"]);
+    }
+
+    #[test]
+    fn traces_need_a_collectors_url_and_a_share() {
+        let load = |name: &'static str, value: &str| {
+            Config::load(None, [], &BTreeMap::from([(name, vec![value.to_owned()])]))
+        };
+        assert_eq!(
+            load("otlp", "http://127.0.0.1:4318").unwrap().otlp.as_deref(),
+            Some("http://127.0.0.1:4318")
+        );
+        assert!(load("otlp", "127.0.0.1:4318").unwrap_err().to_string().contains("otlp"));
+        assert_eq!(load("trace-sample", "0.25").unwrap().trace_sample, 0.25);
+        for bad in ["2", "-0.1", "NaN", "all"] {
+            assert!(load("trace-sample", bad).unwrap_err().to_string().contains("trace-sample"), "{bad}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::pulls::{Moment, Pulls};
 use crate::reader::{Progress, Reader};
+use crate::traces::Traces;
 use crate::vault::Vault;
 use crate::vouchers;
 
@@ -117,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) discovery: Arc<Discovery>,
     pub(crate) vault: Option<Arc<Vault>>,
     pub(crate) pulls: Arc<Pulls>,
+    pub(crate) traces: Arc<Traces>,
     pub(crate) metrics: Arc<Metrics>,
     /// Whose metainfo is not taken.
     pub(crate) revocations: Revocations,
@@ -224,6 +226,9 @@ impl Driver {
     }
 
     fn fact(&mut self, fact: Input) {
+        if let Input::LookupFinished { digest, source, answered } = &fact {
+            self.parts.traces.searched(digest, *source, *answered);
+        }
         self.parts.metrics.note_fact(&fact);
         self.watch(Moment::Fact(&fact));
         self.parts.engine.handle_input(self.parts.clock.now(), fact);
@@ -270,7 +275,13 @@ impl Driver {
                 self.parts.metrics.metainfo_revoked.inc();
                 self.fact(Input::MetainfoRefused { peer, channel: to });
             }
-            DataEvent::Message { peer, message } => self.fact(Input::Message { peer, message }),
+            DataEvent::Message { peer, message } => {
+                if let Message::Join { digest, trace: Some(trace), .. } = &message {
+                    let zone = self.parts.directory.get(&peer).map(|member| member.zone);
+                    self.parts.traces.joined(digest, &peer, zone, trace);
+                }
+                self.fact(Input::Message { peer, message });
+            }
             DataEvent::PieceProgress { peer, channel, piece, bytes } => {
                 self.fact(Input::PieceProgress { peer, channel, piece, bytes });
             }

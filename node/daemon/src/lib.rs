@@ -33,6 +33,7 @@ pub mod reader;
 pub mod records;
 pub mod replicate;
 pub mod rpc;
+pub mod traces;
 mod upkeep;
 mod upstream;
 pub mod vault;

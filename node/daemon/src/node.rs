@@ -36,6 +36,7 @@ use crate::preheat::{Here, Orders};
 use crate::pulls::Pulls;
 use crate::records::service::Records;
 use crate::replicate::Replication;
+use crate::traces::Traces;
 use crate::upstream::Upstreams;
 use crate::vault::Vault;
 
@@ -66,6 +67,7 @@ struct Inner {
     preheating: Here,
     preheat_orders: Orders,
     pulls: Arc<Pulls>,
+    traces: Arc<Traces>,
     metrics: Arc<Metrics>,
     registry: Mutex<Registry>,
     /// Becomes true when the node is to stop.
@@ -200,6 +202,7 @@ impl Node {
         self.0.control.shutdown().await;
         self.0.driver.stop().await;
         self.0.data.shutdown().await;
+        self.0.traces.end();
         let store = self.0.store.clone();
         if let Err(why) = crate::driver::blocking(move || store.flush()).await {
             tracing::warn!(%why, "the store could not be flushed");

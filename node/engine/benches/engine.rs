@@ -63,7 +63,10 @@ impl Swarm {
             let roles = Roles::NONE.with(Role::Node);
             let zone = Zone::default();
             swarm.tell(Input::PeerConnected { peer: peer(number), zone, roles, endpoints: Vec::new() });
-            swarm.say(number, Message::Join { channel: 0, digest, wants_metainfo: false, probe: false });
+            swarm.say(
+                number,
+                Message::Join { channel: 0, digest, wants_metainfo: false, probe: false, trace: None },
+            );
             let mut pieces = Bitfield::new(PIECES);
             for piece in layout.pieces().filter(|piece| has(number, piece.get())) {
                 pieces.insert(piece);

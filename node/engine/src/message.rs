@@ -5,7 +5,7 @@
 //! a digest crosses the wire once a swarm and not once a message. Payload travels in frames of its own (see the
 //! data plane), which name the receiver's channel and the piece.
 
-use minicbor::bytes::ByteVec;
+use minicbor::bytes::{ByteArray, ByteVec};
 use shoal_types::{Digest, Endpoint, PeerId, VouchedMetainfo, Zone};
 
 /// The receiver's number for a swarm on this connection.
@@ -31,6 +31,17 @@ pub struct PeerHint {
     /// Whether it has the whole blob, as far as the introducer knows.
     #[n(3)]
     pub complete: bool,
+}
+
+/// The span of a trace (W3C Trace Context) for which a peer is asked. The engine neither reads nor sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct TraceContext {
+    /// The trace's id.
+    #[n(0)]
+    pub trace: ByteArray<16>,
+    /// The asker's span's id.
+    #[n(1)]
+    pub span: ByteArray<8>,
 }
 
 /// Why a peer does not take part in a swarm.
@@ -69,6 +80,9 @@ pub enum Message {
         /// The sender only wants the metainfo and will leave when it has it.
         #[n(3)]
         probe: bool,
+        /// What the sender does this for, if that is traced.
+        #[n(4)]
+        trace: Option<TraceContext>,
     },
     /// The answer to `Join` of somebody who does not take part.
     #[n(1)]

@@ -58,7 +58,13 @@ fn messages() -> Vec<Message> {
     }];
     let vouched = vouched();
     vec![
-        Message::Join { channel: 1, digest: vouched.value().digest(), wants_metainfo: true, probe: false },
+        Message::Join {
+            channel: 1,
+            digest: vouched.value().digest(),
+            wants_metainfo: true,
+            probe: false,
+            trace: None,
+        },
         Message::Metainfo { to: 1, metainfo: Box::new(vouched) },
         Message::Bitfield { to: 1, pieces: vec![0x80].into() },
         Message::Have { to: 1, runs: vec![(0, 1)] },

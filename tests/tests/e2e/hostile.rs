@@ -95,7 +95,13 @@ impl Liar {
                     // When the peer has hung up, `told` finds out why.
                     let _ = self.data.send(peer, message);
                 };
-                say(Message::Join { channel: OURS, digest, wants_metainfo: false, probe: false });
+                say(Message::Join {
+                    channel: OURS,
+                    digest,
+                    wants_metainfo: false,
+                    probe: false,
+                    trace: None,
+                });
                 say(Message::Metainfo { to: channel, metainfo: Box::new(metainfo.clone()) });
                 say(Message::Bitfield { to: channel, pieces: every.clone().into() });
             }
@@ -192,7 +198,8 @@ async fn vouched_by_origin(
         let event = tokio::time::timeout(PATIENCE, liar.events.recv()).await?.context("no events")?;
         match event {
             DataEvent::Connected { peer, .. } if peer == origin => {
-                let join = Message::Join { channel: 9, digest, wants_metainfo: true, probe: true };
+                let join =
+                    Message::Join { channel: 9, digest, wants_metainfo: true, probe: true, trace: None };
                 joined = liar.data.send(origin, join).is_ok();
             }
             DataEvent::Message { message: Message::Metainfo { to: 9, metainfo }, .. } => {

@@ -32,6 +32,7 @@ mod strangers;
 mod stream;
 mod survive;
 mod tags;
+mod traces;
 mod uploads;
 mod why;
 mod wire;

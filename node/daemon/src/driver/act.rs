@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use shoal_engine::io::{BufferId, DropReason, Effect, Event, Input, LocalBlob, Opened};
-use shoal_engine::message::Channel;
+use shoal_engine::message::{Channel, Message};
 use shoal_net::revocation::Revocations;
 use shoal_store::{FinishError, Store};
 use shoal_types::{Digest, Metainfo, PeerId, PieceIndex, VouchedMetainfo};
@@ -21,7 +21,10 @@ impl Driver {
         match effect {
             Effect::Connect { peer, endpoints } => self.connect(peer, endpoints),
             Effect::Disconnect { peer, why, ban } => self.disconnect(peer, why, ban),
-            Effect::Send { peer, message } => {
+            Effect::Send { peer, mut message } => {
+                if let Message::Join { digest, trace, .. } = &mut message {
+                    *trace = self.parts.traces.joining(digest, &peer);
+                }
                 // When it cannot be sent the connection is gone or going, and the engine hears of that.
                 let _ = self.parts.data.send(peer, message);
             }
@@ -34,6 +37,7 @@ impl Driver {
             Effect::OpenBlob { digest } => self.open_blob(digest),
             Effect::CreateBlob { metainfo, vouched } => self.create_blob(metainfo, vouched),
             Effect::Lookup { digest, source } => {
+                self.parts.traces.searching(&digest, source);
                 let (discovery, handle) = (Arc::clone(&self.parts.discovery), self.handle.clone());
                 self.start(async move { discovery.look_up(digest, source, &handle).await });
             }
@@ -45,7 +49,10 @@ impl Driver {
                 self.verify_piece(digest, piece, buffer, from)
             }
             Effect::DropBuffer { buffer } => drop(self.buffers.remove(&buffer)),
-            Effect::FetchFromBackend { digest, piece } => self.fetch_from_backend(digest, piece),
+            Effect::FetchFromBackend { digest, piece } => {
+                self.parts.traces.reads_backend(&digest);
+                self.fetch_from_backend(digest, piece);
+            }
             Effect::FinishBlob { digest } => self.finish_blob(digest),
             Effect::ReaderStarted { reader, metainfo } => {
                 self.progress(reader, |progress| progress.metainfo = Some(metainfo));
@@ -62,6 +69,7 @@ impl Driver {
                     self.parts.pins.lock().remove(digest);
                 }
                 self.parts.pulls.note(&report);
+                self.parts.traces.note(&report, |digest| self.parts.pulls.get(digest));
                 let directory = &self.parts.directory;
                 self.parts
                     .metrics

@@ -198,6 +198,7 @@ impl Node {
         range: Range<u64>,
         wanted: Wanted,
     ) -> Result<BlobReader, OpenError> {
+        self.0.traces.wanted(&digest);
         let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
         let size = reader.metainfo().await?.size();
         check_range(&range, size)?;

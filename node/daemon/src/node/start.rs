@@ -34,6 +34,7 @@ use crate::queue::Queue;
 use crate::records::ledger::Ledger;
 use crate::records::service::Records;
 use crate::replicate::{Replication, Rule};
+use crate::traces::Traces;
 use crate::upstream::Upstreams;
 use crate::vault::Vault;
 use crate::{calls, membership, replicate, upkeep};
@@ -96,6 +97,8 @@ impl Node {
         tokio::spawn(upkeep::follow_removals(node.clone(), removed));
         tokio::spawn(upkeep::keep_house(node.clone()));
         tokio::spawn(membership::keep_credential(node.clone()));
+        let traces = Arc::clone(&node.0.traces);
+        tokio::spawn(async move { traces.keep().await });
         if node.vault().is_some() {
             tokio::spawn(upkeep::restore_copies(node.clone()));
             tokio::spawn(upkeep::write_back(node.clone()));
@@ -229,6 +232,7 @@ async fn assemble(
     let (local, roles, zone) = (identity.peer_id(), credential.roles, credential.zone.clone());
     let metrics = Arc::new(Metrics::new(registry, zone.clone()));
     let pulls = Arc::new(Pulls::default());
+    let traces = Arc::new(Traces::default());
     let directory = Arc::new(Directory::default());
     let links = Links::new(data.clone());
     let discovery = Arc::new(Discovery::new(control.clone(), Arc::clone(&directory), local, zone.clone()));
@@ -243,6 +247,7 @@ async fn assemble(
         let parts =
             (store.clone(), data.clone(), Arc::clone(&links), Arc::clone(&directory), Arc::clone(&discovery));
         let (vault, pulls, metrics) = (vault.clone(), Arc::clone(&pulls), Arc::clone(&metrics));
+        let traces = Arc::clone(&traces);
         let revocations = tls.revocations().clone();
         let (store, data, links, directory, discovery) = parts;
         driver::spawn(
@@ -256,6 +261,7 @@ async fn assemble(
                 discovery,
                 vault,
                 pulls,
+                traces,
                 metrics,
                 revocations,
                 creating: HashMap::new(),
@@ -308,6 +314,7 @@ async fn assemble(
         vault,
         replication,
         pulls,
+        traces,
         metrics,
     })
 }

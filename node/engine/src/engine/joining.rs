@@ -24,7 +24,7 @@ impl Engine {
         known.messages.take(1);
         known.flow.heard = self.now;
         let to = match &message {
-            Message::Join { channel, digest, wants_metainfo, probe } => {
+            Message::Join { channel, digest, wants_metainfo, probe, .. } => {
                 return self.join(peer, *channel, *digest, *wants_metainfo, *probe);
             }
             Message::Absent { to, .. }
@@ -167,7 +167,7 @@ impl Engine {
         if !member.join_sent {
             member.join_sent = true;
             let channel = member.our_channel;
-            self.out.send(peer, Message::Join { channel, digest, wants_metainfo, probe });
+            self.out.send(peer, Message::Join { channel, digest, wants_metainfo, probe, trace: None });
         }
     }
 

@@ -244,7 +244,13 @@ impl World {
                 self.advertised.remove(&peer(n));
                 self.say(
                     n,
-                    Message::Join { channel: 7, digest, wants_metainfo, probe: probe && wants_metainfo },
+                    Message::Join {
+                        channel: 7,
+                        digest,
+                        wants_metainfo,
+                        probe: probe && wants_metainfo,
+                        trace: None,
+                    },
                 );
             }
             Op::Metainfo(n) => {

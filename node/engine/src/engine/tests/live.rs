@@ -52,7 +52,11 @@ fn sharing() -> (Engine, Channel) {
     for n in 0..2 {
         let (peer, zone, roles, endpoints) = (peer(n), zone(n), Roles::NONE, Vec::new());
         engine.handle_input(Timestamp::ZERO, Input::PeerConnected { peer, zone, roles, endpoints });
-        say(&mut engine, n, Message::Join { channel: 7, digest, wants_metainfo: n == 0, probe: false });
+        say(
+            &mut engine,
+            n,
+            Message::Join { channel: 7, digest, wants_metainfo: n == 0, probe: false, trace: None },
+        );
     }
     let metainfo = Arc::new(live(2).value().clone());
     let pieces = metainfo.empty_bitfield();
@@ -92,7 +96,11 @@ fn a_piece_verified_while_the_store_looks_is_not_forgotten() {
     let (digest, layout) = (vouched(1).value().digest(), vouched(1).value().layout());
     let (id, zone, roles, endpoints) = (peer(0), zone(0), Roles::NONE, Vec::new());
     engine.handle_input(Timestamp::ZERO, Input::PeerConnected { peer: id, zone, roles, endpoints });
-    say(&mut engine, 0, Message::Join { channel: 7, digest, wants_metainfo: true, probe: false });
+    say(
+        &mut engine,
+        0,
+        Message::Join { channel: 7, digest, wants_metainfo: true, probe: false, trace: None },
+    );
     // The store found this, and was read on before its answer came.
     let metainfo = Arc::new(live(1).value().clone());
     let pieces = metainfo.empty_bitfield();
