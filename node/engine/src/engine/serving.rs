@@ -81,13 +81,13 @@ impl Engine {
         }
     }
 
-    /// When this process is the only seeder and still has pieces to give that nobody else holds, a second copy of
-    /// one can wait: whoever got the first will pass it on. Returns whom to ask instead.
+    /// When this process is the only seeder and still has pieces to give that nobody else holds, or others wait for what it
+    /// sends, a second copy of one can wait: whoever got the first will pass it on. Returns whom to ask instead.
     fn first_receiver(&self, digest: Digest, asker: PeerId, number: u32) -> Option<PeerHint> {
         let swarm = self.swarms.get(&digest)?;
         let blob = swarm.blob.as_ref()?;
         let given = blob.given.get(&number)?;
-        let spread = blob.given.len() >= blob.layout.piece_count() as usize;
+        let spread = blob.given.len() >= blob.layout.piece_count() as usize && !self.uploads.has_waiting();
         let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
         let reachable = swarm.members.get(&given.to).is_some_and(|member| member.is_leecher());
         if given.to == asker || spread || !alone || !reachable {
