@@ -76,8 +76,10 @@ async fn a_pull_is_one_trace_from_client_to_backend() -> Result<()> {
     ensure!(pull.parent == request.id && pull.attribute("shoal.digest") == blob.digest, "{pull:?}");
     ensure!(pull.attribute("shoal.size") == SIZE.to_string(), "{pull:?}");
     ensure!(!pull.attribute("shoal.bounded_by").is_empty(), "{pull:?}");
-    let search = one(&spans, &gateway, "find owners")?;
-    ensure!(search.parent == pull.id, "{search:?}");
+    // As often as it takes until the origin, which has just come back, is found.
+    let mut searches = spans.iter().filter(|span| span.name == "find owners").peekable();
+    ensure!(searches.peek().is_some(), "{spans:#?}");
+    ensure!(searches.all(|search| search.instance == gateway && search.parent == pull.id), "{spans:#?}");
     let fetch = one(&spans, &gateway, "fetch")?;
     ensure!(fetch.parent == pull.id && fetch.attribute("shoal.peer") == origin, "{fetch:?}");
     ensure!(fetch.attribute("shoal.bytes") == SIZE.to_string(), "{fetch:?}");
