@@ -12,9 +12,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::OwnedSemaphorePermit;
-
 use shoal_daemon::traces::RequestTrace;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::metrics::{InFlight, Route};
 use crate::port::ByteStream;

@@ -49,6 +49,16 @@ fn the_same_seed_gives_the_same_trace_and_another_one_another() {
     println!("trace {}", one.trace_hash);
 }
 
+/// 1.36 to 1.43 copies; 1.87 when the source gave second copies as soon as each piece had left it once.
+#[test]
+fn a_lone_seeder_keeps_its_wire_for_what_nobody_else_has() {
+    for seed in 1..=5 {
+        let report = run(file("bench-zones-2"), Some(seed));
+        assert!(report.is_sound(), "{report}");
+        assert!(report.origin_copies < 1.5, "{report}");
+    }
+}
+
 #[test]
 fn a_report_survives_json_and_can_be_shown() {
     let report = run(file("bench-hosts-16"), None);

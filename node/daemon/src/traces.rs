@@ -5,7 +5,7 @@
 //! peer did for it stands below it: a `serve` span, and if the peer itself fetches the blob because of it, a `pull` of its
 //! own, down to the origin that reads its backend.
 //!
-//! Spans are few: one a peer and blob, not one a piece. Without an exporter ([`enable`]) nothing of this costs anything.
+//! Spans are few: one a peer and blob, not one a piece. Without an exporter ([`enable`]) all of this is one look at a flag.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue, global};
 use parking_lot::Mutex;
-use shoal_engine::io::{Event, LookupSource, Report};
+use shoal_engine::io::{Event, LookupSource, ReadError, Report};
 use shoal_engine::message::TraceContext;
 use shoal_types::{Digest, PeerId, Zone};
 
@@ -222,6 +222,15 @@ impl Followed {
         }
     }
 
+    /// What this process's backend gives.
+    fn read_backend(&mut self, digest: &Digest) -> Option<&mut Exchange> {
+        if self.backend.is_none() {
+            let cause = self.cause()?;
+            self.backend = Exchange::begin("read backend", SpanKind::Client, digest, None, cause);
+        }
+        self.backend.as_mut()
+    }
+
     fn fetched_from(&mut self, digest: &Digest, peer: &PeerId) -> Option<&mut Exchange> {
         let pull = self.pull.as_ref()?;
         if !self.fetched.contains_key(peer) && self.fetched.len() < PEERS_MAX {
@@ -259,6 +268,7 @@ impl Followed {
         span.end();
     }
 
+    /// Nothing more happens to the blob.
     fn end(&mut self, account: Option<&Pull>) {
         self.end_pull(None, account);
         for exchange in std::mem::take(&mut self.served).into_values() {
@@ -309,6 +319,11 @@ impl Traces {
         if parent.span().span_context().is_sampled() {
             self.follow(digest, |followed| followed.begin_pull(digest, &parent));
         }
+    }
+
+    /// A request's pull came to nothing. The engine reports only those for which it had room.
+    pub(crate) fn gave_up(&self, digest: &Digest, why: &ReadError) {
+        self.change(digest, |followed| followed.end_pull(Some(why.to_string()), None));
     }
 
     /// This process says `Join` to a peer: what goes with it.
@@ -389,11 +404,7 @@ impl Traces {
     /// This process's backend is asked for a piece.
     pub(crate) fn reads_backend(&self, digest: &Digest) {
         self.change(digest, |followed| {
-            if followed.backend.is_none()
-                && let Some(cause) = followed.cause()
-            {
-                followed.backend = Exchange::begin("read backend", SpanKind::Client, digest, None, cause);
-            }
+            followed.read_backend(digest);
         });
     }
 
@@ -413,7 +424,8 @@ impl Traces {
             }
             Event::PieceReceived { digest, bytes, from: None, .. } => {
                 self.change(digest, |followed| {
-                    if let Some(backend) = &mut followed.backend {
+                    // One that is read for the first time was not asked for piece by piece.
+                    if let Some(backend) = followed.read_backend(digest) {
                         backend.passed(*bytes);
                     }
                 });
@@ -458,6 +470,12 @@ impl Traces {
                 }
                 idle < SERVED_IDLE
             });
+            // What is read without a pull is read for those.
+            if followed.cause().is_none()
+                && let Some(backend) = followed.backend.take()
+            {
+                backend.end();
+            }
             !followed.is_over()
         });
     }
@@ -472,9 +490,55 @@ impl Traces {
 
     /// Ends everything: the process stops.
     pub fn end(&self) {
-        for followed in self.blobs.lock().drain().map(|(_, followed)| followed) {
-            let mut followed = followed;
+        for (_, mut followed) in self.blobs.lock().drain() {
             followed.end(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use shoal_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_followed_for_ever() {
+        global::set_tracer_provider(SdkTracerProvider::builder().build());
+        enable();
+        let (traces, digest) = (Traces::default(), Digest::sha256(b"x"));
+        let followed = || traces.blobs.lock().len();
+        traces.wanted(&digest);
+        assert_eq!(followed(), 0, "nobody's request");
+        let request = begin("request", SpanKind::Server, Vec::new(), &Context::new()).unwrap();
+        {
+            let _current = request.clone().attach();
+            traces.wanted(&digest);
+        }
+        assert_eq!(followed(), 1);
+        // The engine had no room, and reports nothing.
+        traces.gave_up(&digest, &ReadError::Busy);
+        assert_eq!(followed(), 0);
+
+        let peer = PeerId::from_public_key([1; 32]);
+        let theirs = TraceContext { trace: ByteArray::from([1; 16]), span: ByteArray::from([2; 8]) };
+        traces.joined(&digest, &peer, None, &theirs);
+        assert!(traces.joining(&digest, &peer).is_none(), "the answer to a Join asks for nothing");
+        let event = Event::PieceReceived {
+            digest,
+            piece: shoal_types::PieceLayout::for_size(1).unwrap().piece(0).unwrap(),
+            bytes: 1,
+            from: None,
+            zone: None,
+            latency: Duration::ZERO,
+        };
+        traces.note(&Report { at: Timestamp::ZERO, event }, |_| None);
+        let read = traces.change(&digest, |followed| followed.backend.as_ref().map(|backend| backend.bytes));
+        assert_eq!(read, Some(Some(1)), "a blob read for the first time has its backend's span");
+        traces.sweep(SystemTime::now());
+        assert_eq!(followed(), 1);
+        traces.sweep(SystemTime::now() + SERVED_IDLE);
+        assert_eq!(followed(), 0);
     }
 }

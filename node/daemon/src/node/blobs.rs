@@ -200,7 +200,8 @@ impl Node {
     ) -> Result<BlobReader, OpenError> {
         self.0.traces.wanted(&digest);
         let mut reader = self.driver().open(digest, ReaderWant::Range(range.clone())).await;
-        let size = reader.metainfo().await?.size();
+        let metainfo = reader.metainfo().await.inspect_err(|why| self.0.traces.gave_up(&digest, why))?;
+        let size = metainfo.size();
         check_range(&range, size)?;
         Ok(BlobReader::arriving(self.store().clone(), digest, size, range, reader, self.log(wanted)))
     }

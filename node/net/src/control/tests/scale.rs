@@ -1,6 +1,5 @@
 //! Many real hosts in one process, over loopback TCP and real handshakes: how many lookups succeed and what they take, also
-//! when a fifth of the hosts has just died, and when all ask for one key in the same moment. The simulator's model of
-//! lookups has its figures from here.
+//! when a quarter of the hosts that hold nothing has just died, and when all ask for one key in the same moment.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -161,7 +160,7 @@ async fn lookups_among(count: usize, prune_age_min: Duration) -> (f64, Vec<Round
         .collect();
     rounds.push(round("all at once for one key", &hosts, &flash, flash.len()).await);
 
-    // Every fifth dies without a word, doors too; whoever holds something stays, for what the dead hold is lost.
+    // Every fourth dies without a word, doors too; whoever holds something stays, for what the dead hold is lost.
     let mut number = 0;
     hosts.retain(|_| {
         number += 1;
@@ -206,7 +205,7 @@ async fn lookups_among_sixty_hosts_succeed_also_when_many_have_just_died() {
     assert!(copies >= 0.75, "{copies}");
 }
 
-/// `cargo test -p shoal-net -- --ignored --nocapture three_hundred` prints the figures of docs/SIMULATION.md.
+/// `cargo test -p shoal-net -- --ignored --nocapture three_hundred` prints what a larger mesh comes to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes of handshakes"]
 async fn lookups_among_three_hundred_hosts() {
