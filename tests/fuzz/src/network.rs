@@ -6,7 +6,7 @@ use shoal_daemon::rpc::{self, Answer, Failure, Found, Listing, Request, Stamp};
 use shoal_engine::config::EngineConfig;
 use shoal_engine::engine::Engine;
 use shoal_engine::io::{Effect, Input, LocalBlob, Opened, ReaderId, ReaderWant};
-use shoal_engine::message::Message;
+use shoal_engine::message::{Message, TraceContext};
 use shoal_net::data::protocol::{Frame, HEAD_BYTES, Head, Hello, Kind, VERSION, VERSION_MIN, check_metainfo};
 use shoal_net::tls::certificate;
 use shoal_types::{
@@ -63,7 +63,7 @@ fn messages() -> Vec<Message> {
             digest: vouched.value().digest(),
             wants_metainfo: true,
             probe: false,
-            trace: None,
+            trace: Some(TraceContext { trace: [1; 16].into(), span: [2; 8].into() }),
         },
         Message::Metainfo { to: 1, metainfo: Box::new(vouched) },
         Message::Bitfield { to: 1, pieces: vec![0x80].into() },
