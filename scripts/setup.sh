@@ -12,7 +12,7 @@ DEMO="busybox-static jq"
 BENCH="jq iproute2 procps docker-registry aria2 mktorrent wrk"
 TESTS="docker.io docker-cli containerd runc podman conmon buildah skopeo iproute2 util-linux procps
 	docker-registry nodejs npm python3 python3-yaml systemd wireguard-go wireguard-tools faketime
-	prometheus chromium"
+	prometheus chromium default-jdk-headless maven python3-pip"
 
 # A package by its state; docker-cli is a part of docker.io before Debian 13.
 missing() {
@@ -34,6 +34,10 @@ install() {
 	if command -v npm >/dev/null && command -v node >/dev/null; then
 		wanted=$(echo "$wanted" | grep -vx -e npm -e nodejs || true)
 	fi
+	# Any JDK and Maven will do.
+	if command -v javac >/dev/null; then wanted=$(echo "$wanted" | grep -vx default-jdk-headless || true); fi
+	if command -v mvn >/dev/null; then wanted=$(echo "$wanted" | grep -vx maven || true); fi
+	if python3 -m pip --version >/dev/null 2>&1; then wanted=$(echo "$wanted" | grep -vx python3-pip || true); fi
 	command -v python3 >/dev/null && wanted=$(echo "$wanted" | grep -vx python3 || true)
 	[ -n "$wanted" ] || return 0
 	echo "installing: $(echo "$wanted" | tr '\n' ' ')"

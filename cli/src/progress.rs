@@ -44,6 +44,8 @@ impl Progress {
         };
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
+        // Seen from the start, also while nothing is known yet.
+        bar.tick();
         let now = Instant::now();
         let lines = (!quiet && !terminal).then(|| {
             Arc::new(Lines {
@@ -97,7 +99,7 @@ impl Progress {
         }
         *next = now + LINE_INTERVAL;
         let text = lines.text(self.bar.position(), self.bar.length(), now.duration_since(lines.began));
-        eprintln!("{text} {}", self.bar.message());
+        eprintln!("{}", format!("{text} {}", self.bar.message()).trim_end());
     }
 }
 

@@ -88,6 +88,37 @@ pub fn project(path: &str) -> PathBuf {
     Path::new(&package).join("..").join(path)
 }
 
+/// A network namespace with a loopback, gone when it is dropped.
+#[derive(Debug)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When it cannot be made: root and `iproute2` are needed.
+    pub async fn new(name: &str) -> Result<Self> {
+        let name = format!("{name}{}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name])).await?;
+        let made = Self(name);
+        run(Command::new("ip").args(["-n", &made.0, "link", "set", "lo", "up"])).await?;
+        Ok(made)
+    }
+
+    /// A program that has this network, and all else of the machine.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program);
+        command
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
 /// The documents of a YAML text, by Debian's `python3-yaml`.
 ///
 /// # Errors

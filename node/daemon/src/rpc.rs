@@ -444,6 +444,9 @@ pub enum Answer {
         /// The registry does not answer now; this is what it said last.
         #[n(1)]
         stale: bool,
+        /// What is recorded of it, for the asker to remember: it may be all that is left to ask one day.
+        #[n(2)]
+        record: Option<SignedRecord>,
     },
     /// To `FetchUpstream`.
     #[n(8)]
@@ -592,7 +595,7 @@ mod tests {
         for answer in [
             Answer::Traffic(traffic),
             Answer::Failed { kind: Failure::NoSpace, message: "full".into() },
-            Answer::Upstream { value: None, stale: true },
+            Answer::Upstream { value: None, stale: true, record: None },
             Answer::Fetched(Fetched::Here(7)),
             Answer::Upload(UploadState::Digest { got: digest }),
             Answer::Collected(Box::new(crate::gc::Report { tags: 3, ..Default::default() })),

@@ -1,8 +1,10 @@
 //! `azblob://`, `gcs://`, `webhdfs://`: through OpenDAL.
 
+mod hdfs;
+
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use opendal::services::{Azblob, Gcs, Webhdfs};
 use opendal::{Capability, Error, ErrorKind, Metadata, Operator};
 use tokio::io::AsyncReadExt as _;
 
+use self::hdfs::Hdfs;
 use crate::backend::{BackendError, Mark};
 use crate::objects::{Condition, Listed, ObjectStore};
 use crate::text::told;
@@ -30,6 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
 /// Times a request is tried again.
 const RETRIES: usize = 2;
+/// A file aside that is older than this was left by a process that died.
+const ABANDONED: Duration = Duration::from_secs(86_400);
 /// Reads of one record that change under the reader before he gives up.
 const GLIMPSES: usize = 8;
 
@@ -43,6 +48,8 @@ pub(crate) struct DalStore {
     capability: Capability,
     described: String,
     concurrency: usize,
+    /// Where objects are written aside and renamed: a file of HDFS is seen from its first byte on.
+    hdfs: Option<Hdfs>,
 }
 
 impl DalStore {
@@ -60,10 +67,13 @@ impl DalStore {
         // Once a process; its constructor of the same effect is a feature that registers everything else as well.
         opendal::install_default();
         let invalid = |why: String| BackendError::invalid(url, why);
-        let built = match url.scheme {
-            Scheme::Azblob => azblob(url, environment),
-            Scheme::Gcs => gcs(url),
-            _ => webhdfs(url).await?,
+        let (built, hdfs) = match url.scheme {
+            Scheme::Azblob => (azblob(url, environment), None),
+            Scheme::Gcs => (gcs(url), None),
+            _ => {
+                let (built, hdfs) = webhdfs(url).await?;
+                (built, Some(hdfs))
+            }
         };
         let operator = built.map_err(|error| invalid(crate::text::scrub(error.message())))?;
         let capability = operator.info().capability();
@@ -74,6 +84,7 @@ impl DalStore {
             capability,
             described: url.to_string(),
             concurrency: url.concurrency().map_err(|error| invalid(error.to_string()))?,
+            hdfs,
         })
     }
 
@@ -128,6 +139,100 @@ impl DalStore {
         options
     }
 
+    /// Writes a file of HDFS that is not seen before it is whole; `false`: something is there, and is not to be replaced.
+    async fn put_aside(
+        &self,
+        hdfs: &Hdfs,
+        key: &str,
+        replace: bool,
+        write: impl AsyncFnOnce(&str) -> Result<(), BackendError>,
+    ) -> Result<bool, BackendError> {
+        let aside = Hdfs::aside()?;
+        let put = match write(&aside).await {
+            Ok(()) => hdfs.rename(&self.what("write", key), &aside, key, replace).await,
+            Err(error) => Err(error),
+        };
+        if !matches!(put, Ok(true)) {
+            // Left where it is if the server does not answer: the next start takes it away.
+            let _ = self.operator.delete(&aside).await;
+        }
+        put
+    }
+
+    /// Takes away what processes that died left aside.
+    async fn sweep(&self) -> Result<(), BackendError> {
+        let listed = match self.operator.list(hdfs::ASIDE).await {
+            Ok(listed) => listed,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.error("list", hdfs::ASIDE, &error)),
+        };
+        for entry in listed.into_iter().filter(|entry| entry.metadata().is_file()) {
+            let changed = entry.metadata().last_modified().map(SystemTime::from);
+            let age = changed.and_then(|changed| changed.elapsed().ok());
+            if age.is_some_and(|age| age > ABANDONED) {
+                self.delete(entry.path()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, key: &str, object: Bytes, condition: Condition<'_>) -> Result<bool, BackendError> {
+        match self.operator.write_options(key, object, self.write_options(condition)).await {
+            Ok(_) => Ok(true),
+            Err(error) => match (error.kind(), condition) {
+                (
+                    ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists | ErrorKind::Conflict,
+                    Condition::Absent,
+                ) => Ok(false),
+                (
+                    ErrorKind::ConditionNotMatch | ErrorKind::NotFound | ErrorKind::Conflict,
+                    Condition::Is(_),
+                ) => Ok(false),
+                _ => Err(self.error("write", key, &error)),
+            },
+        }
+    }
+
+    async fn write_file(
+        &self,
+        key: &str,
+        path: &Path,
+        size: u64,
+        rate: &Throttle,
+    ) -> Result<(), BackendError> {
+        let failed = |error: Error| self.error("write", key, &error);
+        let source = |error: std::io::Error| BackendError::invalid(path.display(), error);
+        let mut file = tokio::fs::File::open(path).await.map_err(source)?;
+        // A store that takes no parts takes the whole at once.
+        let part_bytes = if self.capability.write_can_multi { PART_BYTES as u64 } else { size.max(1) };
+        let options = WriteOptions {
+            concurrent: self.concurrency,
+            chunk: self.capability.write_can_multi.then_some(PART_BYTES),
+            ..WriteOptions::default()
+        };
+        let mut writer = self.operator.writer_options(key, options).await.map_err(failed)?;
+        let mut left = size;
+        loop {
+            let len = left.min(part_bytes);
+            rate.pass(len).await;
+            let mut part = vec![0; usize::try_from(len).unwrap_or(0)];
+            let written = match file.read_exact(&mut part).await {
+                Ok(_) => writer.write(Bytes::from(part)).await.map_err(failed),
+                Err(error) => Err(source(error)),
+            };
+            if let Err(error) = written {
+                let _ = writer.abort().await;
+                return Err(error);
+            }
+            left -= len;
+            if left == 0 {
+                break;
+            }
+        }
+        writer.close().await.map_err(failed)?;
+        Ok(())
+    }
+
     /// Without conditions in the store: whoever looks just before he writes.
     async fn looks_like(&self, key: &str, condition: Condition<'_>) -> Result<bool, BackendError> {
         let now = self.get(key, u64::MAX).await?;
@@ -151,6 +256,9 @@ impl ObjectStore for DalStore {
     }
 
     async fn probe(&self) -> Result<(), BackendError> {
+        if self.hdfs.is_some() {
+            self.sweep().await?;
+        }
         self.put(PROBE, Bytes::from_static(b"probe"), Condition::Any).await.map(|_| ())
     }
 
@@ -206,61 +314,25 @@ impl ObjectStore for DalStore {
     }
 
     async fn put(&self, key: &str, object: Bytes, condition: Condition<'_>) -> Result<bool, BackendError> {
-        let condition = if self.is_conditional() {
+        // HDFS itself sees to it that nothing is there.
+        let is_asked = self.hdfs.is_some() && matches!(condition, Condition::Absent);
+        let condition = if self.is_conditional() || is_asked {
             condition
         } else if self.looks_like(key, condition).await? {
             Condition::Any
         } else {
             return Ok(false);
         };
-        match self.operator.write_options(key, object, self.write_options(condition)).await {
-            Ok(_) => Ok(true),
-            Err(error) => match (error.kind(), condition) {
-                (
-                    ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists | ErrorKind::Conflict,
-                    Condition::Absent,
-                ) => Ok(false),
-                (
-                    ErrorKind::ConditionNotMatch | ErrorKind::NotFound | ErrorKind::Conflict,
-                    Condition::Is(_),
-                ) => Ok(false),
-                _ => Err(self.error("write", key, &error)),
-            },
-        }
+        let Some(hdfs) = &self.hdfs else { return self.write(key, object, condition).await };
+        let replace = !matches!(condition, Condition::Absent);
+        let write = async |aside: &str| self.write(aside, object, Condition::Any).await.map(drop);
+        self.put_aside(hdfs, key, replace, write).await
     }
 
     async fn put_file(&self, key: &str, path: &Path, size: u64, rate: &Throttle) -> Result<(), BackendError> {
-        let failed = |error: Error| self.error("write", key, &error);
-        let source = |error: std::io::Error| BackendError::invalid(path.display(), error);
-        let mut file = tokio::fs::File::open(path).await.map_err(source)?;
-        // A store that takes no parts takes the whole at once.
-        let part_bytes = if self.capability.write_can_multi { PART_BYTES as u64 } else { size.max(1) };
-        let options = WriteOptions {
-            concurrent: self.concurrency,
-            chunk: self.capability.write_can_multi.then_some(PART_BYTES),
-            ..WriteOptions::default()
-        };
-        let mut writer = self.operator.writer_options(key, options).await.map_err(failed)?;
-        let mut left = size;
-        loop {
-            let len = left.min(part_bytes);
-            rate.pass(len).await;
-            let mut part = vec![0; usize::try_from(len).unwrap_or(0)];
-            let written = match file.read_exact(&mut part).await {
-                Ok(_) => writer.write(Bytes::from(part)).await.map_err(failed),
-                Err(error) => Err(source(error)),
-            };
-            if let Err(error) = written {
-                let _ = writer.abort().await;
-                return Err(error);
-            }
-            left -= len;
-            if left == 0 {
-                break;
-            }
-        }
-        writer.close().await.map_err(failed)?;
-        Ok(())
+        let Some(hdfs) = &self.hdfs else { return self.write_file(key, path, size, rate).await };
+        let write = async |aside: &str| self.write_file(aside, path, size, rate).await;
+        self.put_aside(hdfs, key, true, write).await.map(drop)
     }
 
     async fn delete(&self, key: &str) -> Result<(), BackendError> {
@@ -335,20 +407,29 @@ fn gcs(url: &BackendUrl) -> opendal::Result<Operator> {
     Operator::new(builder)
 }
 
-async fn webhdfs(url: &BackendUrl) -> Result<opendal::Result<Operator>, BackendError> {
+async fn webhdfs(url: &BackendUrl) -> Result<(opendal::Result<Operator>, Hdfs), BackendError> {
     let (host, root) = url.split_place();
     let scheme = if url.is_on("tls") { "https" } else { "http" };
-    // Files are written aside and renamed: what is there is whole.
-    let mut builder = Webhdfs::default().endpoint(&format!("{scheme}://{host}")).root(&format!("/{root}"));
-    builder = builder.atomic_write_dir("tmp/");
-    if let Some(user) = url.option("user") {
+    let endpoint = format!("{scheme}://{host}");
+    let delegation = match url.option("delegation-file") {
+        Some(file) => {
+            let token = crate::web::read_pem(url, "delegation-file", file).await?;
+            Some(String::from_utf8_lossy(&token).trim().to_owned())
+        }
+        None => None,
+    };
+    let user = url.option("user");
+    let hdfs = Hdfs::new(url, &endpoint, root, user, delegation.as_deref()).await?;
+    // The parts of a large file are aside, too.
+    let mut builder = Webhdfs::default().endpoint(&endpoint).root(&format!("/{root}"));
+    builder = builder.atomic_write_dir(hdfs::ASIDE);
+    if let Some(user) = user {
         builder = builder.user_name(user);
     }
-    if let Some(file) = url.option("delegation-file") {
-        let token = crate::web::read_pem(url, "delegation-file", file).await?;
-        builder = builder.delegation(String::from_utf8_lossy(&token).trim());
+    if let Some(delegation) = &delegation {
+        builder = builder.delegation(delegation);
     }
-    Ok(Operator::new(builder))
+    Ok((Operator::new(builder), hdfs))
 }
 
 #[cfg(test)]
@@ -407,5 +488,75 @@ mod tests {
         store.capability.write_can_multi = false;
         let backend = ObjectBackend::new(store, Throttle::new(None));
         crate::conformance::check(Arc::new(backend), dir.path()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn webhdfs_conforms_on_hadoop() {
+        let hdfs = Server::hdfs().await;
+        let dir = tempfile::tempdir().unwrap();
+        let backend = backend(&hdfs.webhdfs_url("a/b"), &[]).await;
+        // HDFS compares nothing when it writes.
+        assert!(!backend.has_conditional_writes());
+        crate::conformance::check(Arc::new(backend), dir.path()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn webhdfs_writers_are_seen_whole_and_one_of_many_is_the_first() {
+        let hdfs = Server::hdfs().await;
+        let backend = Arc::new(backend(&hdfs.webhdfs_url("a/b"), &[]).await);
+        backend.probe().await.unwrap();
+        let put = async |content: Vec<u8>, condition: Condition<'_>| {
+            backend.store().put("dir/key", content.into(), condition).await.unwrap()
+        };
+        let first = futures::future::join_all((1..=8).map(|n| put(vec![n; 1000], Condition::Absent))).await;
+        assert_eq!(first.iter().filter(|first| **first).count(), 1, "{first:?}");
+        // Whoever reads while others write sees what one of them wrote.
+        let writers = futures::future::join_all((1..=20).map(|n| put(vec![n; 1000], Condition::Any)));
+        let reads = async {
+            for _ in 0..40 {
+                let (bytes, _) = backend.store().get("dir/key", 1 << 20).await.unwrap().unwrap();
+                assert!(bytes.len() == 1000 && bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+            }
+        };
+        let (written, ()) = tokio::join!(writers, reads);
+        assert!(written.iter().all(|written| *written));
+        let aside = backend.store().operator.list(hdfs::ASIDE).await.unwrap();
+        assert!(!aside.iter().any(|entry| entry.metadata().is_file()), "{aside:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_dead_process_left_in_hdfs_is_taken_away() {
+        let hdfs = Server::hdfs().await;
+        let backend = backend(&hdfs.webhdfs_url("x"), &[]).await;
+        for name in ["tmp/old", "tmp/new"] {
+            backend.store().operator.write(name, "half").await.unwrap();
+        }
+        let url = format!("{}webhdfs/v1/x/tmp/old", hdfs.url());
+        let query =
+            format!("op=SETTIMES&modificationtime=1000&{}", hdfs.webhdfs_url("").split_once('?').unwrap().1);
+        let answer = reqwest::Client::new()
+            .put(format!("{url}?{}", query.replace("user=", "user.name=")))
+            .send()
+            .await;
+        assert!(answer.unwrap().status().is_success());
+        backend.probe().await.unwrap();
+        assert!(backend.store().size("tmp/old").await.unwrap().is_none());
+        assert!(backend.store().size("tmp/new").await.unwrap().is_some());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn webhdfs_failures_are_told_apart() {
+        let mut hdfs = Server::hdfs().await;
+        let url = hdfs.webhdfs_url("x");
+        let good = backend(&url, &[]).await;
+        good.probe().await.unwrap();
+        // Others may not write where that user does.
+        let stranger = url.split("?user=").next().unwrap().to_owned() + "?user=stranger";
+        let error = backend(&stranger, &[]).await.probe().await.unwrap_err();
+        assert!(matches!(error, BackendError::Denied { .. }), "{error:?}");
+        hdfs.stop().await;
+        let digest = shoal_types::Digest::sha256(b"x");
+        let error = good.stat(&digest, None).await.unwrap_err();
+        assert!(error.is_retryable(), "{error:?}");
     }
 }

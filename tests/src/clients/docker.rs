@@ -1,4 +1,4 @@
-//! Docker: a dockerd without any network, over a containerd of its own.
+//! Docker: a dockerd over a containerd of its own, without any network or with those of a namespace of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio::process::Command;
 
 use super::{Containerd, Engine, START_TIMEOUT};
-use crate::system;
+use crate::system::{self, Namespace};
 use crate::wait::wait_until;
 
 /// A dockerd of the test's own. It takes plain HTTP from 127.0.0.0/8 without being told to.
@@ -31,16 +31,34 @@ impl Docker {
     /// # Errors
     /// When it does not start.
     pub async fn start_with(dir: &Path, settings: &str) -> Result<Self> {
+        Self::launch(dir, settings, None).await
+    }
+
+    /// The same inside of a network namespace, where it has bridges, names and published ports as on a machine.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_inside(dir: &Path, namespace: &Namespace) -> Result<Self> {
+        Self::launch(dir, "{}", Some(namespace)).await
+    }
+
+    async fn launch(dir: &Path, settings: &str, namespace: Option<&Namespace>) -> Result<Self> {
         let containerd = Containerd::start(&dir.join("containerd")).await?;
         std::fs::create_dir_all(dir.join("config"))?;
         // Not the machine's own.
         let config = dir.join("daemon.json");
         std::fs::write(&config, settings)?;
-        let mut command = Command::new("dockerd");
+        let mut command = match namespace {
+            Some(namespace) => namespace.command("dockerd"),
+            None => {
+                let mut command = Command::new("dockerd");
+                command.args(["--iptables=false", "--ip6tables=false", "--bridge=none"]);
+                command
+            }
+        };
         command
             .arg("--config-file")
             .arg(config)
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
             .arg("--data-root")
             .arg(dir.join("data"))
             .arg("--exec-root")
@@ -66,10 +84,15 @@ impl Docker {
     /// # Errors
     /// When it fails.
     pub async fn run_docker(&self, args: &[&str]) -> Result<String> {
+        system::run(self.client("docker").args(args)).await
+    }
+
+    /// A client of it, `docker` or another program that takes the same variables.
+    pub fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let host = format!("unix://{}", self.dir.join("docker.sock").display());
-        let mut command = Command::new("docker");
-        command.env("DOCKER_HOST", host).env("DOCKER_CONFIG", self.dir.join("config")).args(args);
-        system::run(&mut command).await
+        let mut command = Command::new(program);
+        command.env("DOCKER_HOST", host).env("DOCKER_CONFIG", self.dir.join("config"));
+        command
     }
 
     /// Logs in, as `docker login` does.

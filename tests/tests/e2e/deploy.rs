@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use shoal_tests::clients::Docker;
 use shoal_tests::process::{program, run_program};
+use shoal_tests::system::Namespace;
 use shoal_tests::wait::{PATIENCE, wait_until};
 use shoal_tests::{ImageBuilder, Registry, http, ports, system};
 use tokio::process::Command;
@@ -276,4 +277,110 @@ async fn the_compose_file_names_what_is_there() -> Result<()> {
     }
     std::fs::remove_dir_all(copy)?;
     Ok(())
+}
+
+/// Loads a program of this machine as an image that stands in for the one that a registry would have.
+async fn bundle(docker: &Docker, program: &Path, at: &str, reference: &str, changes: &[&str]) -> Result<()> {
+    const SCRIPT: &str = r#"
+        set -eu
+        root=$(mktemp -d)
+        trap 'rm -rf "$root"' EXIT
+        install -D "$1" "$root/$2"
+        ldd "$1" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }' | while read -r library; do
+            install -D "$library" "$root$library"
+        done
+        mkdir -p "$root/etc" "$root/tmp"
+        tar -C "$root" -cf "$3" .
+    "#;
+    let archive = tempfile::NamedTempFile::new()?;
+    system::run(Command::new("sh").args(["-c", SCRIPT, "-"]).arg(program).arg(at).arg(archive.path()))
+        .await?;
+    let mut words = vec!["import"];
+    changes.iter().for_each(|change| words.extend(["--change", change]));
+    let archive = archive.path().to_string_lossy();
+    words.extend([&*archive, reference]);
+    docker.run_docker(&words).await.map(drop)
+}
+
+/// All of the compose file but Grafana, which cannot be had without a registry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_compose_file_runs_a_mesh_that_keeps_its_images() -> Result<()> {
+    const SERVICES: [&str; 8] =
+        ["bootstrap", "origin-1", "origin-2", "gateway-1", "gateway-2", "gateway-3", "garage", "prometheus"];
+    let scratch = super::install::Scratch::new()?;
+    let copy = scratch.join("deploy");
+    system::run(Command::new("cp").arg("-r").arg(system::project("deploy")).arg(&copy)).await?;
+    let compose_dir = copy.join("compose");
+    let _ = std::fs::remove_dir_all(compose_dir.join("mesh"));
+    let prepare = compose_dir.join("prepare.sh");
+    system::run(Command::new("sh").arg(prepare).env("SHOAL", program()?)).await?;
+
+    let namespace = Namespace::new("shcompose").await?;
+    let docker = Docker::start_inside(&scratch.join("docker"), &namespace).await?;
+    let archive = scratch.join("shoal.tar");
+    let build = system::project("deploy/image/build.sh");
+    system::run(Command::new(&build).arg(program()?).arg("shoal:latest").arg(&archive)).await?;
+    docker.run_docker(&["load", "--quiet", "--input", &archive.to_string_lossy()]).await?;
+    std::fs::remove_file(archive)?;
+    bundle(&docker, &system::tool("garage")?, "garage", "garage:test", &[]).await?;
+    let prometheus = [
+        r#"ENTRYPOINT ["/bin/prometheus"]"#,
+        r#"CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]"#,
+    ];
+    bundle(&docker, Path::new("/usr/bin/prometheus"), "bin/prometheus", "prometheus:test", &prometheus)
+        .await?;
+    let compose = async |words: &[&str]| {
+        let mut command = docker.client(system::tool("docker-compose")?);
+        command.arg("--file").arg(compose_dir.join("compose.yaml"));
+        command.env("GARAGE_IMAGE", "garage:test").env("PROMETHEUS_IMAGE", "prometheus:test");
+        system::run(command.args(words)).await
+    };
+    let up = [&["up", "--detach", "--quiet-pull", "--pull", "never"][..], &SERVICES].concat();
+    compose(&up).await?;
+
+    let inside = async |words: &[&str]| system::run(namespace.command(words[0]).args(&words[1..])).await;
+    let image = ImageBuilder::new(545).payload(5_000_000).build()?;
+    let file = scratch.join("image.tar");
+    image.save_docker_archive(&file, "app:1")?;
+    let shoal = program()?;
+    let (shoal, file) = (shoal.to_string_lossy(), file.to_string_lossy());
+    let pushed = wait_until("an image can be pushed", PATIENCE, async || {
+        inside(&[&*shoal, "push", "--json", "--gateway", "127.0.0.1:5000", &*file, "app:1"]).await.map(Some)
+    })
+    .await;
+    if pushed.is_err() {
+        eprintln!("{}", compose(&["logs", "--tail", "40"]).await?);
+    }
+    let pushed: Value = serde_json::from_str(&pushed?)?;
+    let pull = async |port: u16, to: &str| {
+        let (from, to) =
+            (format!("docker://127.0.0.1:{port}/app:1"), format!("dir:{}", scratch.join(to).display()));
+        let words = ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", &from, &to];
+        inside(&words).await?;
+        let manifest = std::fs::read(scratch.join(to.trim_start_matches("dir:")).join("manifest.json"))?;
+        ensure!(pushed["digest"] == shoal_tests::image::digest_of(&manifest), "another image");
+        anyhow::Ok(())
+    };
+    for port in [5001, 5002] {
+        pull(port, &format!("pulled-{port}")).await?;
+    }
+    // Prometheus has every process's figures.
+    wait_until("Prometheus has scraped everybody", PATIENCE, async || {
+        let answer =
+            inside(&["curl", "-sf", "http://127.0.0.1:9090/api/v1/query?query=count(up==1)"]).await?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        ensure!(answer["data"]["result"][0]["value"][1] == "6", "{answer}");
+        Ok(Some(()))
+    })
+    .await?;
+
+    // Everybody's own disk lost, the bucket kept.
+    compose(&["down"]).await?;
+    for part in ["bootstrap", "origin-1", "origin-2", "gateway-1", "gateway-2", "gateway-3"] {
+        docker.run_docker(&["volume", "rm", &format!("shoal_{part}")]).await?;
+    }
+    compose(&up).await?;
+    wait_until("the image is there again", PATIENCE, async || pull(5002, "again").await.map(Some)).await?;
+    compose(&["down", "--volumes"]).await?;
+    docker.stop().await
 }

@@ -25,6 +25,7 @@ mod mirrors;
 mod monitoring;
 mod owners;
 mod preheat;
+mod progress;
 mod push;
 mod recovery;
 mod replicate;

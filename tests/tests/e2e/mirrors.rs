@@ -221,6 +221,36 @@ async fn with_the_registry_down_the_last_known_answer_is_given_and_marked() -> R
     mesh.finish().await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_all_origins_dead_what_gateways_have_is_given_and_marked() -> Result<()> {
+    let server = Server::registry(false).await;
+    let (image, other) = (image(961)?, image(962)?);
+    upstream(&server, "app").push_image("1", &image).await?;
+    upstream(&server, "app").push_image("2", &other).await?;
+    let mut mesh = mesh_of(&[(HOST, url(&server, ""))], 1, 3).start().await?;
+    for (gateway, tag) in [("g0", "1"), ("g0", "2"), ("g1", "1")] {
+        mesh.registry(gateway, "app")?.of(HOST).pull(tag).await?;
+    }
+    mesh.kill("o0").await?;
+    for (gateway, tag, image) in
+        [("g0", "1", &image), ("g0", "2", &other), ("g1", "1", &image), ("g2", "2", &other)]
+    {
+        let registry = mesh.registry(gateway, "app")?.of(HOST);
+        let answer = registry.manifest(tag).await?.expect(StatusCode::OK).await?;
+        ensure!(answer.header("docker-content-digest") == image.manifest.digest, "another image");
+        ensure!(answer.header(metric::STALE) == "true", "an old answer through {gateway} is not marked");
+        registry.pull(tag).await?;
+        registry.pull(&image.manifest.digest).await?;
+    }
+    let unknown = mesh.registry("g0", "app")?.of(HOST).manifest("unknown").await?;
+    ensure!(unknown.status.is_server_error(), "what cannot be known is {}", unknown.status);
+    // And after a start.
+    mesh.kill("g0").await?;
+    mesh.restart("g0").await?;
+    mesh.registry("g0", "app")?.of(HOST).pull("2").await?;
+    mesh.finish().await
+}
+
 /// A `config.json` as `docker login` writes it.
 fn login(dir: &Path, server: &Server) -> Result<String> {
     let auth = data_encoding::BASE64.encode(format!("{REGISTRY_USER}:{REGISTRY_PASSWORD}").as_bytes());

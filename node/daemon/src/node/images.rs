@@ -116,7 +116,11 @@ impl Node {
         if !seen.stale || seen.is_deleted() {
             return Err(ManifestError::NotFound);
         }
-        // Nobody can be asked for the record: the manifest itself says what it is.
+        self.described_by_itself(digest).await
+    }
+
+    /// Nobody can be asked for a manifest's record: the manifest itself says what it is.
+    pub(super) async fn described_by_itself(&self, digest: Digest) -> Result<Resolved, ManifestError> {
         let bytes = self.read_manifest_bytes(digest).await?;
         let media_type = media_type_of(&bytes).ok_or(ManifestError::NotFound)?;
         let value = RecordValue {

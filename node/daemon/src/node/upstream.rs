@@ -54,9 +54,13 @@ impl Node {
                 // Those who would ask the registry cannot be reached: what is known, if anything.
                 let seen = self.records().read(&key).await;
                 let seen = seen.map_err(|error| ManifestError::Store(error.to_string()))?;
-                match seen.value() {
-                    Some(value) => Ok(Resolved { value: value.clone(), stale: true }),
-                    None => Err(ManifestError::Unavailable(error.to_string())),
+                match (seen.value(), reference) {
+                    (Some(value), _) => Ok(Resolved { value: value.clone(), stale: true }),
+                    (None, Reference::Digest(digest)) if !seen.is_deleted() => self
+                        .described_by_itself(*digest)
+                        .await
+                        .map_err(|_| ManifestError::Unavailable(error.to_string())),
+                    (None, _) => Err(ManifestError::Unavailable(error.to_string())),
                 }
             }
         }
@@ -76,7 +80,12 @@ impl Node {
         let request = Request::ResolveUpstream { key: key.clone() };
         let owners = self.discovery().repository_owners(&key.repository);
         match self.ask_owners_of_source(&owners, &request, RESOLVE_TIMEOUT).await? {
-            Answer::Upstream { value, stale } => Ok(value.map(|value| (value, stale))),
+            Answer::Upstream { value, stale, record } => {
+                if let Some(record) = record.filter(|record| record.value().key == *key) {
+                    self.records().note_change(&record);
+                }
+                Ok(value.map(|value| (value, stale)))
+            }
             _ => Err(SourceError::Unavailable("an origin gave an answer to another question".to_owned())),
         }
     }

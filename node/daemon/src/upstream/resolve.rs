@@ -16,7 +16,11 @@ impl Node {
         let answered = match request {
             Request::ResolveUpstream { key } => {
                 let resolved = self.resolve_upstream(&key).await;
-                resolved.map(|(value, stale)| Answer::Upstream { value, stale })
+                resolved.map(|(value, stale)| {
+                    let record = self.records().remembered(&key).ok().flatten();
+                    let record = record.filter(|record| record.value().value == value);
+                    Answer::Upstream { value, stale, record }
+                })
             }
             Request::FetchUpstream { digest, repository, manifest, look } => {
                 let content = if manifest { Content::Manifest } else { Content::Blob };

@@ -137,6 +137,37 @@ impl Server {
         Self::start(dir, &tool("fake-gcs-server"), &args, &[], port).await
     }
 
+    /// Hadoop's HDFS with WebHDFS.
+    ///
+    /// # Panics
+    /// As [`Self::garage`].
+    pub async fn hdfs() -> Self {
+        let dir = scratch();
+        let port = free_port();
+        let data = dir.path().join("data").display().to_string();
+        let server = Self::start(dir, &tool("minihdfs"), &[&port.to_string(), &data], &[], port).await;
+        // Its port answers before there is anybody to write to.
+        let started = Instant::now();
+        let log = server.dir().join("log");
+        while !std::fs::read_to_string(&log).unwrap_or_default().lines().any(|line| line == "ready") {
+            assert!(started.elapsed() < START_TIMEOUT, "HDFS does not come up: see {}", log.display());
+            tokio::time::sleep(POLL).await;
+        }
+        server
+    }
+
+    /// Moto as Amazon's IAM and ECR. It believes everybody for the first `open` requests, and from then on checks
+    /// signatures and policies.
+    ///
+    /// # Panics
+    /// As [`Self::garage`].
+    pub async fn moto(open: u32) -> Self {
+        let port = free_port();
+        let args = ["-H", "127.0.0.1", "-p", &port.to_string()];
+        let env = [("INITIAL_NO_AUTH_ACTION_COUNT", &*open.to_string())];
+        Self::start(scratch(), &tool("moto-server"), &args, &env, port).await
+    }
+
     /// Debian's docker-registry, with basic authentication or without.
     ///
     /// # Panics
@@ -251,6 +282,11 @@ impl Server {
         self.port
     }
 
+    /// Its address, of servers that are asked by plain HTTP.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.port)
+    }
+
     /// Garage's bucket as a backend, under `prefix`.
     pub fn s3_url(&self, prefix: &str) -> String {
         format!("s3://{BUCKET}/{prefix}?endpoint=http://127.0.0.1:{}&region=garage&path-style", self.port)
@@ -274,6 +310,12 @@ impl Server {
     /// What a process needs in its environment for [`Self::azblob_url`].
     pub fn azblob_env(&self) -> [(&'static str, &'static str); 2] {
         [("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT), ("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)]
+    }
+
+    /// The files of HDFS as a backend, under `prefix`, as the user that the server runs as.
+    pub fn webhdfs_url(&self, prefix: &str) -> String {
+        let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
+        format!("webhdfs://127.0.0.1:{}/{prefix}?user={user}", self.port)
     }
 
     /// Makes Azurite's container, which its own protocol does and no backend.
