@@ -1,5 +1,6 @@
 //! Strangers that flood: connections that bring garbage, and slow-lorises, which send a byte at a time and connect again
-//! when they are hung up on.
+//! when they are hung up on. They stand for other machines, and so run on a thread of their own that takes what processors
+//! others leave: neither the clients of a test nor the members share their time with them more than their packets ask.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use rand_core::{Rng as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 /// How long a connection is held that the other side does not close.
@@ -60,6 +62,19 @@ pub struct Running {
     pub tally: Arc<Tally>,
     garbage: JoinSet<()>,
     _lorises: JoinSet<()>,
+    runtime: Option<Runtime>,
+}
+
+/// The least priority that is not idle.
+const NICE_MAX: i32 = 19;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its tasks end with the sets; waiting for its thread is not for a test's.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// The first `count` addresses of 127.77.0.0/16.
@@ -69,22 +84,37 @@ pub fn sources(count: u8) -> Vec<Ipv4Addr> {
 
 impl Flood {
     /// Begins it.
-    pub fn start(&self, ports: &[SocketAddr]) -> Running {
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn start(&self, ports: &[SocketAddr]) -> Result<Running> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .on_thread_start(|| {
+                // Of this thread alone, on Linux.
+                let _ = rustix::process::setpriority_process(None, NICE_MAX);
+            })
+            .build()?;
         let tally = Arc::new(Tally::default());
         let (mut garbage, mut lorises) = (JoinSet::new(), JoinSet::new());
         for (number, port) in ports.iter().copied().enumerate() {
             let next = Arc::new(AtomicUsize::new(0));
             for _ in 0..self.at_once.min(self.garbage) {
                 let (flood, tally, next) = (self.clone(), tally.clone(), next.clone());
-                garbage.spawn(async move { flood.worker(port, number, &next, &tally).await });
+                garbage.spawn_on(
+                    async move { flood.worker(port, number, &next, &tally).await },
+                    runtime.handle(),
+                );
             }
             for loris in 0..self.lorises {
                 let source = self.source(loris);
                 let tally = tally.clone();
-                lorises.spawn(async move { slow_loris(port, source, loris, &tally).await });
+                lorises
+                    .spawn_on(async move { slow_loris(port, source, loris, &tally).await }, runtime.handle());
             }
         }
-        Running { tally, garbage, _lorises: lorises }
+        Ok(Running { tally, garbage, _lorises: lorises, runtime: Some(runtime) })
     }
 
     fn source(&self, number: usize) -> Ipv4Addr {

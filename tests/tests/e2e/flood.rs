@@ -51,7 +51,7 @@ async fn floods_are_counted_and_bounded_and_pulls_and_newcomers_get_through() ->
 
     // From many addresses: no limit of an address is reached, those of the ports are.
     let many = Flood { sources: sources(16), garbage: 300, at_once: 60, lorises: 100, seed: 1 };
-    let flood = many.start(&ports);
+    let flood = many.start(&ports)?;
     until_counted(&mesh, ["control_handshakes_evicted", "data_handshakes_evicted"]).await?;
     mesh.registry("g0", "e2e/blob")?.pull_blob(&first.digest).await?;
     mesh.add(NodeSpec::gateway("g2")).await?;
@@ -67,7 +67,7 @@ async fn floods_are_counted_and_bounded_and_pulls_and_newcomers_get_through() ->
 
     // From one address, that of no member: it is hung up on, and members are not.
     let one = Flood { sources: sources(1), garbage: 700, at_once: 100, lorises: 0, seed: 2 };
-    one.start(&ports).finish().await?;
+    one.start(&ports)?.finish().await?;
     until_counted(&mesh, ["control_inbound_too_often", "data_refused_too_often"]).await?;
     mesh.registry("g0", "e2e/blob")?.pull_blob(&second.digest).await?;
 
@@ -111,8 +111,8 @@ async fn ten_thousand(mesh: &Mesh, addresses: u8, seed: u64) -> Result<f64> {
     let everywhere = Flood { sources: sources(addresses), garbage: 10_000, at_once: 250, lorises: 300, seed };
     let gateway = Flood { sources: sources(addresses), garbage: 0, at_once: 0, lorises: 4500, seed };
     let started = Instant::now();
-    let clients = gateway.start(&[mesh.node("g0")?.gateway()?]);
-    let mut flood = everywhere.start(&ports(mesh)?);
+    let clients = gateway.start(&[mesh.node("g0")?.gateway()?])?;
+    let mut flood = everywhere.start(&ports(mesh)?)?;
     let mut attacked = Vec::new();
     let mut n = 100;
     loop {
