@@ -30,7 +30,7 @@ test: ## everything, the same that CI runs; needs root for the container engines
 	scripts/setup.sh
 	scripts/deny.sh
 	cargo fmt --check
-	cargo clippy --locked $(PURE) --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo build --locked --workspace --all-targets
 	cargo test --locked --workspace
 

@@ -121,8 +121,11 @@ pub(crate) async fn serve_gateway(node: &Node) -> anyhow::Result<Serving> {
     Ok(Serving { address, shutdown, tasks })
 }
 
-/// Who may do what at the registry API, and its TLS, as configured.
-fn protection(config: &Config) -> anyhow::Result<(Option<Arc<Guard>>, Option<Arc<ServerTls>>)> {
+/// Who may do what at the registry API, and its TLS.
+type Protection = (Option<Arc<Guard>>, Option<Arc<ServerTls>>);
+
+/// The same, as configured.
+fn protection(config: &Config) -> anyhow::Result<Protection> {
     let guard = config.gateway_access.as_deref().map(Guard::load).transpose().context("gateway-access")?;
     let files = config.gateway_tls_cert.clone().zip(config.gateway_tls_key.clone());
     let client_ca = config.gateway_tls_client_ca.clone();

@@ -1,5 +1,7 @@
 //! The `shoal` program: one binary, a subcommand for every part a machine can play.
 
+#![expect(clippy::print_stdout, reason = "what a command finds out goes to standard output")]
+
 mod client;
 mod daemon;
 mod dev;

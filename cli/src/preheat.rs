@@ -171,7 +171,7 @@ mod tests {
         assert!(conclude(&report(&[gone])).is_err());
         let why = conclude(&report(&[done.clone(), failed])).unwrap_err().to_string();
         assert!(why.contains("1 of 2 nodes") && why.contains("1 failed"), "{why}");
-        assert!(conclude(&Report { finished: false, ..report(&[done.clone()]) }).is_err());
+        assert!(conclude(&Report { finished: false, ..report(std::slice::from_ref(&done)) }).is_err());
         assert!(conclude(&Report { error: Some("no".into()), ..report(&[done]) }).is_err());
     }
 }

@@ -40,15 +40,8 @@ pub(crate) async fn run(args: ReplicateArgs) -> anyhow::Result<()> {
     let bar = Progress::new(&what, 0, Unit::Things("blobs and manifests"), args.json || args.no_wait);
     // A job names its record without a host.
     let image = ImageReference { host: None, ..args.image.clone() }.to_string();
-    while !args.no_wait {
-        let status: ReplicationStatus = client::get_json(args.ops, "/api/v1/replications").await?;
-        let Some(job) = status.jobs.into_iter().find(|job| job.image == image && job.to == args.to) else {
-            break;
-        };
-        bar.set_length(job.total);
-        bar.set_message(job.last_error.unwrap_or_default());
-        bar.set_position(job.done);
-        tokio::time::sleep(POLL).await;
+    if !args.no_wait {
+        follow(args.ops, &image, &args.to, &bar).await?;
     }
     bar.finish();
     let state = if args.no_wait { "queued" } else { "replicated" };
@@ -58,4 +51,18 @@ pub(crate) async fn run(args: ReplicateArgs) -> anyhow::Result<()> {
         println!("{image} {state} to {}", args.to);
     }
     Ok(())
+}
+
+/// Shows how far a job is until it is done.
+async fn follow(ops: SocketAddr, image: &str, to: &Zone, bar: &Progress) -> anyhow::Result<()> {
+    loop {
+        let status: ReplicationStatus = client::get_json(ops, "/api/v1/replications").await?;
+        let Some(job) = status.jobs.into_iter().find(|job| job.image == image && job.to == *to) else {
+            return Ok(());
+        };
+        bar.set_length(job.total);
+        bar.set_message(job.last_error.unwrap_or_default());
+        bar.set_position(job.done);
+        tokio::time::sleep(POLL).await;
+    }
 }

@@ -1,5 +1,7 @@
 //! Access over real connections: TLS, client certificates, passwords, and what becomes of mounts.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::path::Path;

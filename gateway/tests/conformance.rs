@@ -1,5 +1,7 @@
 //! The conformance suite against a gateway over the in-memory mesh, on real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use shoal_gateway::conformance::{self, Registry};

@@ -1,6 +1,8 @@
 //! Notifications of pushes: as Harbor sends them to a provider of the kind Kraken, byte for byte, and as the distribution
 //! registry does.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::sync::Arc;

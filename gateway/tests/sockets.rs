@@ -1,5 +1,7 @@
 //! What no well-behaved client does, and what real clients do that the specification does not speak of.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::time::Duration;

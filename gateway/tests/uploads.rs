@@ -1,5 +1,7 @@
 //! Arbitrary sequences of upload requests against a naive model.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use proptest::prelude::*;

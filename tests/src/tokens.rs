@@ -130,10 +130,7 @@ fn answer(signer: &Signer, issued: &AtomicUsize, request: &Request<Incoming>) ->
     if request.method() != Method::GET || request.uri().path() != "/token" {
         return plain(StatusCode::NOT_FOUND);
     }
-    let user = match user_of(request) {
-        Ok(user) => user,
-        Err(_) => return plain(StatusCode::UNAUTHORIZED),
-    };
+    let Ok(user) = user_of(request) else { return plain(StatusCode::UNAUTHORIZED) };
     let query = request.uri().query().unwrap_or_default();
     let scopes = query.split('&').filter_map(|pair| pair.strip_prefix("scope=")).map(decode);
     let access: Vec<Value> = scopes

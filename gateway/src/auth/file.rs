@@ -129,7 +129,7 @@ impl Policy {
     /// Reads an access file and the files it names, relative to its own directory.
     pub(crate) fn load(path: &Path) -> Result<Self, AccessFileError> {
         let text = read(path)?;
-        Self::parse(path, &text, |htpasswd| read(htpasswd))
+        Self::parse(path, &text, read)
     }
 
     /// The same of the access file's text; `read_users` reads the htpasswd file it names.

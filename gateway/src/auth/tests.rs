@@ -208,7 +208,8 @@ async fn workload_tokens_are_checked_to_the_last_claim() {
     let denied = may(&good.token(|claims| claims["sub"] = json!("system:serviceaccount:evil:x"))).await;
     assert!(matches!(denied, Err(AccessError::Denied(_))), "{denied:?}");
     let now = jsonwebtoken::get_current_timestamp();
-    let bad: [(&str, Box<dyn FnOnce(&mut Value)>); 7] = [
+    type Change = Box<dyn FnOnce(&mut Value)>;
+    let bad: [(&str, Change); 7] = [
         ("expired", Box::new(move |claims| claims["exp"] = json!(now - 120))),
         ("not yet", Box::new(move |claims| claims["nbf"] = json!(now + 120))),
         ("another audience", Box::new(|claims| claims["aud"] = json!("other"))),
@@ -393,7 +394,7 @@ async fn changes_come_into_force_and_mistakes_do_not() {
     );
     // A user that is taken out is out, though its password was remembered as right.
     setup.write("access.toml", &rule("user:bob"));
-    setup.write("users", &users().lines().next().unwrap().to_owned());
+    setup.write("users", users().lines().next().unwrap());
     becomes(basic("bob", "pear"), false).await;
     stop.cancel();
     following.await.unwrap();

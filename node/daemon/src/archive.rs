@@ -197,9 +197,8 @@ async fn read(
 ) -> Result<Option<(SignedRecord, shoal_origin::Mark)>, ArchiveError> {
     let Some(stored) = backend.get_record(key).await? else { return Ok(None) };
     let damaged = |why: String| ArchiveError::Damaged { key: Box::new(key.clone()), why };
-    let bytes = match stored.object.split_first() {
-        Some((&FORMAT, bytes)) => bytes,
-        _ => return Err(damaged("it is of a format that a newer version wrote".to_owned())),
+    let Some((&FORMAT, bytes)) = stored.object.split_first() else {
+        return Err(damaged("it is of a format that a newer version wrote".to_owned()));
     };
     // Its signature holds together; that its author was of a mesh that is gone does not matter: whoever may write into
     // the bucket may say what is in it.

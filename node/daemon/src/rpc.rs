@@ -446,7 +446,7 @@ pub enum Answer {
         stale: bool,
         /// What is recorded of it, for the asker to remember: it may be all that is left to ask one day.
         #[n(2)]
-        record: Option<SignedRecord>,
+        record: Option<Box<SignedRecord>>,
     },
     /// To `FetchUpstream`.
     #[n(8)]

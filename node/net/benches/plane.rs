@@ -1,7 +1,7 @@
 //! The data plane between two processes on loopback: TLS, frames, buffers, and the way to the daemon and back. What is not in
 //! it: the engine, hashes and disks.
 
-#![expect(clippy::expect_used, reason = "a benchmark")]
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a benchmark, and what it tells its parent")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};

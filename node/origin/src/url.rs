@@ -494,7 +494,7 @@ mod tests {
             rows(&format!("`{}`", scheme.name()), scheme.options());
         }
         let path = std::path::Path::new("../../docs/STORAGE.md");
-        let there = std::fs::read_to_string(&path).unwrap();
+        let there = std::fs::read_to_string(path).unwrap();
         let (head, rest) = there.split_once("## Options\n\n").unwrap();
         let (old, tail) = rest.split_once("\n\n").unwrap();
         if std::env::var_os("SHOAL_WRITE_DOCS").is_some() {

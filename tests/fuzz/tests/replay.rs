@@ -1,5 +1,7 @@
 //! Replays the corpora, and varies the seeds a little: a small, deterministic part of what `make fuzz` does.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 
 use rand_core::Rng as _;

@@ -77,7 +77,7 @@ impl Liar {
         const OURS: u32 = 1;
         let pieces = metainfo.value().layout().piece_count();
         let mut every = vec![0xff; pieces.div_ceil(8) as usize];
-        if let Some(last) = every.last_mut().filter(|_| pieces % 8 != 0) {
+        if let Some(last) = every.last_mut().filter(|_| !pieces.is_multiple_of(8)) {
             *last = 0xff << (8 - pieces % 8);
         }
         let deadline = tokio::time::Instant::now() + PATIENCE;

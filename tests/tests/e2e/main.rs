@@ -1,5 +1,12 @@
 //! End to end: real processes, real clients. The harness is this crate's library.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests tell what they see, and may panic"
+)]
+
 mod access;
 mod arrows;
 mod backends;

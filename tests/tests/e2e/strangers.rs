@@ -133,10 +133,8 @@ async fn knock(addr: SocketAddr, plane: Plane, config: Arc<rustls::ClientConfig>
         ensure!(echo == MULTISTREAM, "{echo:?}");
     }
     let handshake = TlsConnector::from(config).connect(tls::server_name(), tcp);
-    let mut stream = match tokio::time::timeout(PATIENCE, handshake).await.context("the handshake hangs")? {
-        Ok(stream) => stream,
-        Err(_) => return Ok(Vec::new()),
-    };
+    let shaken = tokio::time::timeout(PATIENCE, handshake).await.context("the handshake hangs")?;
+    let Ok(mut stream) = shaken else { return Ok(Vec::new()) };
     // Being cut off at any point is the right answer.
     let words: &[u8] = if plane == Plane::Control { b"\x13/multistream/1.0.0\n" } else { &[0; 64] };
     let _ = stream.write_all(words).await;

@@ -71,7 +71,7 @@ impl Marker {
     }
 
     /// A manifest to be read, each once.
-    pub fn next(&mut self) -> Option<Digest> {
+    pub fn pop(&mut self) -> Option<Digest> {
         self.todo.pop()
     }
 

@@ -91,7 +91,7 @@ impl Registry {
 fn mark(registry: &Registry, keep_untagged: bool, lost: &[usize]) -> Result<BTreeSet<Digest>, Unreadable> {
     let mut marker = Marker::new(&registry.roots(), keep_untagged);
     let mut asked = BTreeSet::new();
-    while let Some(digest) = marker.next() {
+    while let Some(digest) = marker.pop() {
         assert!(asked.insert(digest), "{digest} is asked for twice");
         let number = (0..registry.manifests.len()).find(|n| manifest_digest(*n) == digest).unwrap();
         match lost.contains(&number) {
@@ -140,7 +140,7 @@ fn a_blob_that_is_named_as_a_manifest_later_is_read() {
     let index = json!({"manifests": [descriptor(manifest_digest(2))]}).to_string();
     marker.read(manifest_digest(1), index.as_bytes()).unwrap();
     let mut asked = Vec::new();
-    while let Some(digest) = marker.next() {
+    while let Some(digest) = marker.pop() {
         asked.push(digest);
     }
     assert!(asked.contains(&manifest_digest(2)));

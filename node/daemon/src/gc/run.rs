@@ -181,7 +181,7 @@ impl Node {
     async fn mark(&self, roots: &Roots, keep_untagged: bool) -> Result<BTreeSet<Digest>, String> {
         let mut marker = Marker::new(roots, keep_untagged);
         loop {
-            let batch: Vec<Digest> = std::iter::from_fn(|| marker.next()).take(READS).collect();
+            let batch: Vec<Digest> = std::iter::from_fn(|| marker.pop()).take(READS).collect();
             if batch.is_empty() {
                 return Ok(marker.finish());
             }

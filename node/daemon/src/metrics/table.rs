@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn the_reference_is_current() {
         let path = Path::new("../../docs/METRICS.md");
-        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        let written = std::fs::read_to_string(path).unwrap_or_default();
         assert!(written == reference(), "run: shoal config metrics > docs/METRICS.md");
     }
 

@@ -32,7 +32,7 @@ use crate::preheat::{Here, Orders};
 use crate::pulls::Pulls;
 use crate::queue::Queue;
 use crate::records::ledger::Ledger;
-use crate::records::service::Records;
+use crate::records::service::{Records, Surroundings};
 use crate::replicate::{Replication, Rule};
 use crate::traces::Traces;
 use crate::upstream::Upstreams;
@@ -273,18 +273,18 @@ async fn assemble(
     };
     let heartbeat_lifetime = config.heartbeat_interval * ControlConfig::default().heartbeat.missed_max;
     let ledger = Ledger::new(Box::new(RecordTable(store.table(Table::Records))));
-    let records = Arc::new(Records::new(
+    let records = Arc::new(Records::new(Surroundings {
         ledger,
-        Identity::clone(&identity),
-        Arc::clone(&discovery),
-        Arc::clone(&directory),
-        Arc::clone(&links),
-        control.clone(),
-        vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
-        tls.revocations().clone(),
+        identity: Identity::clone(&identity),
+        discovery: Arc::clone(&discovery),
+        directory: Arc::clone(&directory),
+        links: Arc::clone(&links),
+        control: control.clone(),
+        archive: vault.clone().map(|vault| Arc::new(Archive::new(vault, store.table(Table::Misc)))),
+        revocations: tls.revocations().clone(),
         heartbeat_lifetime,
-        config.immutable_tags(),
-    ));
+        immutable: config.immutable_tags(),
+    }));
     let replication = match config.origin {
         true => Some(open_replication(&config.replicate, &zone, &store, &records).await?),
         false => None,

@@ -170,7 +170,7 @@ impl Account {
         self.asked.remove(peer);
     }
 
-    pub(crate) fn from_backend(&mut self, piece: u32) {
+    pub(crate) fn note_backend(&mut self, piece: u32) {
         self.backend.insert(piece);
     }
 
@@ -217,7 +217,7 @@ mod tests {
         account.verifying(0);
         assert_eq!(spent(&mut account, 75, &link), (Phase::Disk, 5, 0));
         account.settled(0, true);
-        account.from_backend(1);
+        account.note_backend(1);
         assert_eq!(spent(&mut account, 80, &link), (Phase::Backend, 5, 0));
         account.settled(1, false);
         account.settled(1, true);

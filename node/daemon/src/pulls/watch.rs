@@ -116,7 +116,7 @@ impl Watch {
                 });
             }
             Effect::FetchFromBackend { digest, piece } => {
-                self.change(now, digest, &mut spend, |account| account.from_backend(piece.get()));
+                self.change(now, digest, &mut spend, |account| account.note_backend(piece.get()));
             }
             Effect::CreateBlob { metainfo, .. } => {
                 let pieces = metainfo.layout().piece_count();

@@ -109,27 +109,55 @@ pub struct Records {
     expected: Expected,
     revocations: Revocations,
     /// Told of every record that this process keeps as an owner.
-    listener: OnceLock<Box<dyn Fn(&SignedRecord) + Send + Sync>>,
+    listener: OnceLock<Listener>,
     /// Tags, as `REPOSITORY:TAG`, that this process as an owner lets nobody move.
     immutable: Vec<Regex>,
     /// One write at a time a key, so that this author never uses a version twice.
     writing: KeyedLocks<RecordKey>,
 }
 
+/// Who wants to hear of records.
+type Listener = Box<dyn Fn(&SignedRecord) + Send + Sync>;
+
+/// What [`Records`] work with.
+pub struct Surroundings {
+    /// What this process keeps itself.
+    pub ledger: Ledger,
+    /// Who this process is.
+    pub identity: Identity,
+    /// Who owns what.
+    pub discovery: Arc<Discovery>,
+    /// Members that can be asked when no owner answers.
+    pub directory: Arc<Directory>,
+    /// Ways to them.
+    pub links: Arc<Links>,
+    /// Where changes are gossiped.
+    pub control: ControlHandle,
+    /// What the backend has of the records, at an origin.
+    pub archive: Option<Arc<Archive>>,
+    /// Whose records do not count any more.
+    pub revocations: Revocations,
+    /// How long an origin counts after its last heartbeat.
+    pub heartbeat_lifetime: Duration,
+    /// Tags, as `REPOSITORY:TAG`, that nobody moves.
+    pub immutable: Vec<Regex>,
+}
+
 impl Records {
-    /// The registers as this process sees them, with what it keeps itself in `ledger`.
-    pub fn new(
-        ledger: Ledger,
-        identity: Identity,
-        discovery: Arc<Discovery>,
-        directory: Arc<Directory>,
-        links: Arc<Links>,
-        control: ControlHandle,
-        archive: Option<Arc<Archive>>,
-        revocations: Revocations,
-        heartbeat_lifetime: Duration,
-        immutable: Vec<Regex>,
-    ) -> Self {
+    /// The registers as this process sees them.
+    pub fn new(surroundings: Surroundings) -> Self {
+        let Surroundings {
+            ledger,
+            identity,
+            discovery,
+            directory,
+            links,
+            control,
+            archive,
+            revocations,
+            heartbeat_lifetime,
+            immutable,
+        } = surroundings;
         let expected = Expected::read(&ledger, &identity, &revocations, heartbeat_lifetime);
         Self {
             ledger,

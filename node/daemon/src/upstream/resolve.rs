@@ -18,7 +18,7 @@ impl Node {
                 let resolved = self.resolve_upstream(&key).await;
                 resolved.map(|(value, stale)| {
                     let record = self.records().remembered(&key).ok().flatten();
-                    let record = record.filter(|record| record.value().value == value);
+                    let record = record.filter(|record| record.value().value == value).map(Box::new);
                     Answer::Upstream { value, stale, record }
                 })
             }

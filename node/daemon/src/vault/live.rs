@@ -214,12 +214,9 @@ impl Read<'_> {
                 return self.finish().await;
             }
             let due = pieces.told_at + GATHERED_AGE_MAX;
-            let part = match tokio::time::timeout_at(due, blob.bytes.next()).await {
-                Ok(part) => part,
-                Err(_) => {
-                    self.tell().await?;
-                    continue;
-                }
+            let Ok(part) = tokio::time::timeout_at(due, blob.bytes.next()).await else {
+                self.tell().await?;
+                continue;
             };
             match part {
                 Some(Ok(bytes)) => self.take(bytes).await?,
