@@ -217,7 +217,7 @@ impl Mesh for NodeMesh {
         if let Some(holdings) = &self.1 {
             holdings.note_manifest(repository, *digest, &bytes);
         }
-        Ok((info(resolved), Bytes::from(bytes)))
+        Ok((info(resolved), bytes))
     }
 
     async fn put_manifest(

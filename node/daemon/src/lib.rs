@@ -15,6 +15,7 @@ pub mod driver;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gc;
+mod hot;
 pub mod keys;
 pub mod links;
 mod locks;

@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::driver::DriverHandle;
+use crate::hot::HotManifests;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::preheat::{Here, Orders};
@@ -51,6 +52,7 @@ struct Inner {
     renewer: Option<IssuingKey>,
     clock: Clock,
     store: Store,
+    hot_manifests: HotManifests,
     uploads: KvTable,
     /// Uploads some request is writing to.
     writing: Mutex<HashSet<UploadId>>,
@@ -108,6 +110,11 @@ impl Node {
     /// Its clocks.
     pub fn clock(&self) -> Clock {
         self.0.clock
+    }
+
+    /// Manifests that are asked for again and again.
+    pub(crate) fn hot_manifests(&self) -> &HotManifests {
+        &self.0.hot_manifests
     }
 
     /// Its store.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use shoal_engine::io::ReadError;
 use shoal_origin::Content;
@@ -138,12 +139,18 @@ impl Node {
     ///
     /// # Errors
     /// [`ManifestError`].
-    pub async fn read_manifest_bytes(&self, digest: Digest) -> Result<Vec<u8>, ManifestError> {
-        self.read_all(digest, MANIFEST_BYTES_MAX).await.map_err(|error| match error {
+    pub async fn read_manifest_bytes(&self, digest: Digest) -> Result<Bytes, ManifestError> {
+        if let Some(manifest) = self.hot_manifests().get(&digest) {
+            return Ok(manifest);
+        }
+        let read = self.read_all(digest, MANIFEST_BYTES_MAX).await;
+        let manifest = read.map(Bytes::from).map_err(|error| match error {
             ReadError::NotFound => ManifestError::NotFound,
             ReadError::Store(why) => ManifestError::Store(why),
             other => ManifestError::Unavailable(other.to_string()),
-        })
+        })?;
+        self.hot_manifests().keep(digest, &manifest);
+        Ok(manifest)
     }
 
     /// The bytes of a manifest of `repository`, wherever they have to be fetched from.
@@ -154,7 +161,7 @@ impl Node {
         &self,
         repository: &RepositoryName,
         digest: Digest,
-    ) -> Result<Vec<u8>, ManifestError> {
+    ) -> Result<Bytes, ManifestError> {
         let mirrored = self.is_mirrored(repository);
         if mirrored {
             self.have_from_source(repository, digest, Content::Manifest).await;

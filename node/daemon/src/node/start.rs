@@ -25,6 +25,7 @@ use crate::directory::Directory;
 use crate::discovery::Discovery;
 use crate::driver::{self, Parts, blocking};
 use crate::gc::condemned::Condemned;
+use crate::hot::HotManifests;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::persistence::{Memory, RecordTable};
@@ -304,6 +305,7 @@ async fn assemble(
         tls,
         clock,
         store,
+        hot_manifests: HotManifests::default(),
         data,
         control,
         driver,

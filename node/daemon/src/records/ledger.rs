@@ -4,12 +4,17 @@
 //! index of referrers, `n/<repository>` for the names of repositories, `a/<peer>` for the credentials of authors. `\0` cannot occur in a name, so that a prefix
 //! scan of one repository never meets another's.
 
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
 use parking_lot::Mutex;
 use shoal_types::record::SignedRecord;
 use shoal_types::{Digest, PeerId, RecordKey, RecordKind, RepositoryName, SignedCredential};
 
 use crate::rpc::{Listing, PAGE_MAX};
 
+/// Records kept in memory (some 600 bytes each).
+const RECENT_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Version byte before each stored record.
 const FORMAT: u8 = 1;
 /// What the keys of authors' credentials begin with.
@@ -56,9 +61,17 @@ pub enum Applied {
     Superseded(Box<SignedRecord>),
 }
 
+struct Recent {
+    records: LruCache<RecordKey, SignedRecord>,
+    /// How many records have been written.
+    changes: u64,
+}
+
 /// The records this process keeps.
 pub struct Ledger {
     table: Box<dyn LedgerTable>,
+    /// Those used last, as they are in the table: reading one again verifies its signature again.
+    recent: Mutex<Recent>,
     /// Makes read-compare-write one step.
     write: Mutex<()>,
 }
@@ -66,7 +79,11 @@ pub struct Ledger {
 impl Ledger {
     /// The ledger in `table`.
     pub fn new(table: Box<dyn LedgerTable>) -> Self {
-        Self { table, write: Mutex::new(()) }
+        Self {
+            table,
+            recent: Mutex::new(Recent { records: LruCache::new(RECENT_MAX), changes: 0 }),
+            write: Mutex::new(()),
+        }
     }
 
     /// The newest known record of `key`, tombstones included.
@@ -74,7 +91,21 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn get(&self, key: &RecordKey) -> Result<Option<SignedRecord>, LedgerError> {
-        self.table.get(&record_key(key))?.map(|bytes| decode(&bytes)).transpose()
+        let before = {
+            let mut recent = self.recent.lock();
+            if let Some(record) = recent.records.get(key) {
+                return Ok(Some(record.clone()));
+            }
+            recent.changes
+        };
+        let Some(bytes) = self.table.get(&record_key(key))? else { return Ok(None) };
+        let record = decode(&bytes)?;
+        let mut recent = self.recent.lock();
+        // What was read may be an older one by now.
+        if recent.changes == before {
+            recent.records.put(key.clone(), record.clone());
+        }
+        Ok(Some(record))
     }
 
     /// Keeps `record` if it is newer than what is known.
@@ -112,6 +143,9 @@ impl Ledger {
             writes.push((referrer_key(&value.key, &new), Some(vec![FORMAT])));
         }
         self.table.write(writes)?;
+        let mut recent = self.recent.lock();
+        recent.changes = recent.changes.wrapping_add(1);
+        recent.records.put(value.key.clone(), record.clone());
         Ok(Applied::Kept { fresh: true })
     }
 
