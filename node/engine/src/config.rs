@@ -135,7 +135,7 @@ impl Default for EngineConfig {
             upload_queue_min: 3,
             spread_patience: millis(500),
             busy_retry: millis(250),
-            have_delay: millis(10),
+            have_delay: millis(25),
             have_delay_far: millis(250),
             have_batch_max: 64,
             zone_wait: millis(1500),

@@ -214,10 +214,32 @@ impl Engine {
         let mut pieces = std::mem::take(if same_zone { &mut swarm.haves } else { &mut swarm.far_haves });
         pieces.sort_unstable();
         pieces.dedup();
+        let Some(blob) = &swarm.blob else { return };
+        let done = blob.have.is_full();
         let runs = runs_of(&pieces);
-        for (peer, member) in swarm.members.iter().filter(|(_, member)| member.same_zone == same_zone) {
+        for (peer, member) in swarm.members.iter_mut().filter(|(_, member)| member.same_zone == same_zone) {
             let Some(to) = member.their_channel.filter(|_| member.bitfield_sent) else { continue };
-            for part in runs.chunks(HAVE_RUNS_MAX) {
+            // Nobody waits for news of what he has; but a seeder wants to know who has what.
+            let held = |number: &u32| {
+                blob.layout
+                    .piece(*number)
+                    .zip(member.pieces.as_ref())
+                    .is_some_and(|(piece, pieces)| pieces.contains(piece))
+            };
+            let news = done || member.is_complete() || !pieces.iter().all(held);
+            if !news && member.owed.len() + pieces.len() < self.config.have_batch_max {
+                member.owed.extend_from_slice(&pieces);
+                continue;
+            }
+            let all = if member.owed.is_empty() {
+                runs.clone()
+            } else {
+                let mut all = std::mem::take(&mut member.owed);
+                all.extend_from_slice(&pieces);
+                all.sort_unstable();
+                runs_of(&all)
+            };
+            for part in all.chunks(HAVE_RUNS_MAX) {
                 self.out.send(*peer, Message::Have { to, runs: part.to_vec() });
             }
         }

@@ -149,6 +149,8 @@ struct World {
     channels: BTreeMap<PeerId, u32>,
     advertised: BTreeMap<PeerId, BTreeSet<u32>>,
     requested: BTreeMap<PeerId, BTreeMap<u32, u32>>,
+    /// The news each peer was told, a message each.
+    told: BTreeMap<PeerId, Vec<BTreeSet<u32>>>,
     expecting: Option<(PeerId, u32)>,
     verifying: Vec<(u32, BufferId, Option<PeerId>)>,
     fetching: Vec<u32>,
@@ -174,6 +176,7 @@ impl World {
             channels: BTreeMap::new(),
             advertised: BTreeMap::new(),
             requested: BTreeMap::new(),
+            told: BTreeMap::new(),
             expecting: None,
             verifying: Vec::new(),
             fetching: Vec::new(),
@@ -498,8 +501,15 @@ impl World {
         match effect {
             Effect::Send { peer, message } => {
                 assert!(self.connected.contains(&peer), "{message:?} to a peer that is not connected");
-                if let Message::Join { channel, .. } = message {
-                    self.channels.insert(peer, channel);
+                match message {
+                    Message::Join { channel, .. } => {
+                        self.channels.insert(peer, channel);
+                    }
+                    Message::Have { runs, .. } => {
+                        let pieces = runs.into_iter().flat_map(|(first, count)| first..first + count);
+                        self.told.entry(peer).or_default().push(pieces.collect());
+                    }
+                    _ => {}
                 }
             }
             Effect::Expect { peer, channel, piece, .. } => {
@@ -639,6 +649,31 @@ fn pieces_come_in_a_readers_order_and_the_last_waits_for_the_digest() {
     world.apply(Op::Finish(true));
     assert_eq!(world.readers[&ReaderId(1)].until, layout.size());
     assert!(world.readers[&ReaderId(1)].over);
+}
+
+#[test]
+fn nobody_is_bothered_with_news_of_what_he_has_before_there_is_other_news() {
+    let mut world = downloading();
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0b1)] {
+        world.apply(op);
+    }
+    let mut next = |world: &mut World| {
+        // From the seeder, in order.
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+        world.wait(Duration::from_millis(100));
+    };
+    next(&mut world);
+    assert_eq!(world.told.get(&peer(1)), None, "it has that piece itself");
+    assert_eq!(world.told[&peer(0)], [BTreeSet::from([0])], "a seeder wants to know who has what");
+    next(&mut world);
+    assert_eq!(world.told[&peer(1)], [BTreeSet::from([0, 1])], "both at once");
+    while world.stored.len() < PIECES as usize {
+        next(&mut world);
+    }
+    world.apply(Op::Finish(true));
+    let all: BTreeSet<u32> = world.told[&peer(1)].iter().flatten().copied().collect();
+    assert_eq!(all, (0..PIECES).collect(), "in the end it knows everything");
 }
 
 #[test]

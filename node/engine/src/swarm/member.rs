@@ -41,6 +41,8 @@ pub(crate) struct Member {
     /// How many piece hashes it knows, from the first on, as far as we can tell; `None` before it can be told.
     pub(crate) hashes_known: Option<u32>,
     pub(crate) bitfield_sent: bool,
+    /// Pieces that we have and it has too, which it has not been told of yet.
+    pub(crate) owed: Vec<u32>,
     pub(crate) pieces: Option<Bitfield>,
     /// It came with the whole blob and is not counted in the picker's availability.
     pub(crate) uncounted: bool,
@@ -69,6 +71,7 @@ impl Member {
             metainfo_sent: false,
             hashes_known: None,
             bitfield_sent: false,
+            owed: Vec::new(),
             pieces: None,
             uncounted: false,
             interesting: 0,
