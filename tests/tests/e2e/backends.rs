@@ -87,6 +87,12 @@ async fn pushes_and_pulls_over_azblob_on_azurite() -> Result<()> {
     pushes_and_pulls(mesh_on(&azurite.azblob_url("mesh"), &azurite.azblob_env(), 2).start().await?).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_and_pulls_over_webhdfs_on_hadoop() -> Result<()> {
+    let hdfs = Server::hdfs().await;
+    pushes_and_pulls(mesh_on(&hdfs.webhdfs_url("mesh"), &[], 2).start().await?).await
+}
+
 /// Bytes that an origin has read from its backends so far.
 async fn read_from_backend(mesh: &Mesh, origin: &str) -> Result<f64> {
     Ok(mesh.node(origin)?.metrics().await?.sum(metric::BACKEND_READ))
