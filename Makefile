@@ -45,7 +45,7 @@ flood: ## ten thousand connections to each port while members pull: what that co
 	cargo test --locked -p shoal-tests --test e2e -- --ignored --nocapture --test-threads 1 flood::
 
 # FUZZ passes arguments, such as FUZZ="-s 600" for ten minutes each, or FUZZ="-s 60 frames rpc" for two targets.
-fuzz: ## libFuzzer on every decoder, a minute each, side by side; a build of its own
+fuzz: ## libFuzzer on every decoder, a minute each, one a processor at a time; a build of its own
 	scripts/setup.sh build
 	scripts/fuzz.sh $(FUZZ)
 

@@ -2,8 +2,8 @@
 # Fuzzes the decoders with libFuzzer, on the stable toolchain: the crates of this workspace are compiled with coverage
 # counters (LLVM's own pass), their dependencies are not.
 #
-#   scripts/fuzz.sh [-s SECONDS] [TARGET…]    each target for SECONDS (60), all targets side by side on all processors
-#   scripts/fuzz.sh --merge [TARGET…]         what was found anew goes into tests/fuzz/corpus, as little as covers as much
+#   scripts/fuzz.sh [-s SECONDS] [-j JOBS] [TARGET…]    each target for SECONDS (60), JOBS (one a processor) side by side
+#   scripts/fuzz.sh --merge [TARGET…]                   what was found anew goes into tests/fuzz/corpus, as little as covers as much
 #
 # Where they were found, new inputs are kept in $SHOAL_FUZZ_DIR (target/fuzz), crashes as crash-TARGET-*.
 set -eu
@@ -11,10 +11,12 @@ set -eu
 ROOT="$(cd "$(dirname "$0")/.." && pwd)"
 cd "$ROOT"
 SECONDS_EACH=60
+JOBS=$(nproc)
 MERGE=
 while [ $# -gt 0 ]; do
 	case "$1" in
 	-s) SECONDS_EACH="$2"; shift 2 ;;
+	-j) JOBS="$2"; shift 2 ;;
 	--merge) MERGE=yes; shift ;;
 	-*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 	*) break ;;
@@ -51,6 +53,21 @@ fi
 
 failed=
 pids=
+running=0
+# Waits for all that run.
+settle() {
+	for pair in $pids; do
+		target="${pair%%:*}"
+		if wait "${pair##*:}"; then
+			sed -n "s/^stat::number_of_executed_units: */$target: executed /p" "$FOUND/$target.log"
+		else
+			failed="$failed $target"
+			echo "$target: FAILED, see $FOUND/$target.log"
+		fi
+	done
+	pids=
+	running=0
+}
 for target; do
 	mkdir -p "$FOUND/$target" "$FOUND/seeds/$target" "tests/fuzz/corpus/$target"
 	SHOAL_FUZZ="$target" SHOAL_FUZZ_SEEDS="$FOUND/seeds/$target" "$PROGRAM" -runs=0 >/dev/null 2>&1
@@ -58,15 +75,9 @@ for target; do
 		-artifact_prefix="$FOUND/crash-$target-" -print_final_stats=1 \
 		"$FOUND/$target" "$FOUND/seeds/$target" "tests/fuzz/corpus/$target" >"$FOUND/$target.log" 2>&1 &
 	pids="$pids $target:$!"
+	running=$((running + 1))
+	[ "$running" -lt "$JOBS" ] || settle
 done
-for pair in $pids; do
-	target="${pair%%:*}"
-	if wait "${pair##*:}"; then
-		sed -n "s/^stat::number_of_executed_units: */$target: executed /p" "$FOUND/$target.log"
-	else
-		failed="$failed $target"
-		echo "$target: FAILED, see $FOUND/$target.log"
-	fi
-done
+settle
 find tests/fuzz/corpus -type d -empty -delete
 [ -z "$failed" ]

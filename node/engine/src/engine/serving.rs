@@ -227,7 +227,7 @@ impl Engine {
                     .is_some_and(|(piece, pieces)| pieces.contains(piece))
             };
             let news = done || member.is_complete() || !pieces.iter().all(held);
-            if !news && member.owed.len() + pieces.len() < self.config.have_batch_max {
+            if !news && member.owed.len().saturating_add(pieces.len()) < self.config.have_batch_max {
                 member.owed.extend_from_slice(&pieces);
                 continue;
             }

@@ -657,7 +657,7 @@ fn nobody_is_bothered_with_news_of_what_he_has_before_there_is_other_news() {
     for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0b1)] {
         world.apply(op);
     }
-    let mut next = |world: &mut World| {
+    let next = |world: &mut World| {
         // From the seeder, in order.
         world.apply(Op::Deliver(0, true));
         world.apply(Op::Verify(true));
