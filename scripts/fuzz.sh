@@ -45,7 +45,7 @@ if [ "$MERGE" ]; then
 		rm -rf "tests/fuzz/corpus/$target"
 		mkdir -p "tests/fuzz/corpus/$target"
 		# The smallest few: the rest is found again.
-		find "$FOUND/merged" -type f -size -2k -printf '%s %p\n' | sort -n | head -60 | cut -d' ' -f2- |
+		find "$FOUND/merged" -type f -size -2k -printf '%s %p\n' | sort -n | head -24 | cut -d' ' -f2- |
 			xargs -r cp -t "tests/fuzz/corpus/$target"
 	done
 	exit 0

@@ -54,7 +54,7 @@ async fn bars_on_a_terminal_lines_elsewhere_and_json_alone() -> Result<()> {
     let [one, two] = [0, 1].map(|at: usize| blobs[at].digest.as_str());
 
     let commands: [(&[&str], &str); 7] = [
-        (&["put", "--ops", &near, &file], "4.00 MiB/4.00 MiB"),
+        (&["put", "--ops", &near, &file], "/4.00 MiB"),
         (&["push", "--gateway", &gateway, &archive, "app:1"], "MiB/"),
         (&["get", "--ops", &slow, "--output", &out, one], "/14.00 MiB"),
         (&["preheat", "--ops", &near, "app:1"], "MiB/"),
