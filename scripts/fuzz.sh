@@ -44,8 +44,9 @@ if [ "$MERGE" ]; then
 		SHOAL_FUZZ="$target" "$PROGRAM" -merge=1 -max_len=2048 "$FOUND/merged" "tests/fuzz/corpus/$target" "$FOUND/$target" 2>/dev/null
 		rm -rf "tests/fuzz/corpus/$target"
 		mkdir -p "tests/fuzz/corpus/$target"
-		# The smallest few: the rest is found again.
-		find "$FOUND/merged" -type f -size -2k -printf '%s %p\n' | sort -n | head -24 | cut -d' ' -f2- |
+		# A few of every size: the rest is found again.
+		find "$FOUND/merged" -type f -size -4 -printf '%s %p\n' | sort -n |
+			awk '{ all[NR] = $2 } END { few = NR < 24 ? NR : 24; for (i = 0; i < few; i++) print all[int(i * NR / few) + 1] }' |
 			xargs -r cp -t "tests/fuzz/corpus/$target"
 	done
 	exit 0

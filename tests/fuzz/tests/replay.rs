@@ -97,6 +97,11 @@ fn the_corpora_are_small() {
 
 #[test]
 fn every_corpus_directory_is_a_targets() {
+    for target in TARGETS {
+        let corpus = Path::new("corpus").join(target.name);
+        let inputs = std::fs::read_dir(&corpus).into_iter().flatten().count();
+        assert!(inputs > 0, "{} is empty: fill it with scripts/fuzz.sh --merge", corpus.display());
+    }
     for entry in std::fs::read_dir("corpus").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         assert!(TARGETS.iter().any(|target| target.name == name), "corpus/{name} is no target's");
