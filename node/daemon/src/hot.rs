@@ -1,5 +1,7 @@
 //! Manifests that are asked for again and again: kept in memory, so that they cost no read of the store.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -7,6 +9,9 @@ use shoal_types::Digest;
 
 /// Bytes kept at most.
 const BYTES_MAX: usize = 4 << 20;
+/// How long one is kept, however often it is asked for: the store, which evicts what was not read for long, is to know
+/// of it.
+const AGE_MAX: Duration = Duration::from_secs(60);
 /// Larger ones are rare, and would take the place of many.
 const MANIFEST_BYTES_MAX: usize = 256 << 10;
 
@@ -14,7 +19,7 @@ const MANIFEST_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct HotManifests(Mutex<Kept>);
 
 struct Kept {
-    manifests: LruCache<Digest, Bytes>,
+    manifests: LruCache<Digest, (Bytes, Instant)>,
     bytes: usize,
 }
 
@@ -26,7 +31,13 @@ impl Default for HotManifests {
 
 impl HotManifests {
     pub(crate) fn get(&self, digest: &Digest) -> Option<Bytes> {
-        self.0.lock().manifests.get(digest).cloned()
+        self.get_at(digest, Instant::now())
+    }
+
+    fn get_at(&self, digest: &Digest, now: Instant) -> Option<Bytes> {
+        let mut kept = self.0.lock();
+        let (manifest, since) = kept.manifests.get(digest)?;
+        (now.saturating_duration_since(*since) < AGE_MAX).then(|| manifest.clone())
     }
 
     pub(crate) fn keep(&self, digest: Digest, manifest: &Bytes) {
@@ -34,11 +45,11 @@ impl HotManifests {
             return;
         }
         let mut kept = self.0.lock();
-        let replaced = kept.manifests.put(digest, manifest.clone());
+        let replaced = kept.manifests.put(digest, (manifest.clone(), Instant::now()));
         kept.bytes += manifest.len();
-        kept.bytes -= replaced.map_or(0, |replaced| replaced.len());
+        kept.bytes -= replaced.map_or(0, |(replaced, _)| replaced.len());
         while kept.bytes > BYTES_MAX {
-            let Some((_, oldest)) = kept.manifests.pop_lru() else { break };
+            let Some((_, (oldest, _))) = kept.manifests.pop_lru() else { break };
             kept.bytes -= oldest.len();
         }
     }
@@ -66,6 +77,17 @@ mod tests {
         hot.keep(digest(1), &Bytes::from(vec![1; MANIFEST_BYTES_MAX + 1]));
         assert!(hot.get(&digest(1)).is_none());
         let kept = hot.0.lock();
-        assert_eq!(kept.bytes, kept.manifests.iter().map(|(_, manifest)| manifest.len()).sum::<usize>());
+        assert_eq!(kept.bytes, kept.manifests.iter().map(|(_, (manifest, _))| manifest.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn the_store_hears_of_one_every_minute() {
+        let hot = HotManifests::default();
+        let digest = Digest::sha256(b"x");
+        hot.keep(digest, &Bytes::from_static(b"x"));
+        assert!(hot.get(&digest).is_some());
+        assert!(hot.get_at(&digest, Instant::now() + AGE_MAX).is_none());
+        hot.keep(digest, &Bytes::from_static(b"x"));
+        assert!(hot.get(&digest).is_some());
     }
 }

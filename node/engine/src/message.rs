@@ -117,7 +117,7 @@ pub enum Message {
         #[n(1)]
         pieces: ByteVec,
     },
-    /// Pieces the sender has since its last `Bitfield` or `Have`, batched.
+    /// Pieces the sender has since its last `Bitfield` or `Have`, batched; of those that the receiver has too, it may tell later.
     #[n(4)]
     Have {
         /// The receiver's channel.

@@ -336,51 +336,61 @@ async fn the_compose_file_runs_a_mesh_that_keeps_its_images() -> Result<()> {
         system::run(command.args(words)).await
     };
     let up = [&["up", "--detach", "--quiet-pull", "--pull", "never"][..], &SERVICES].concat();
-    compose(&up).await?;
+    let ran = async {
+        compose(&up).await?;
 
-    let inside = async |words: &[&str]| system::run(namespace.command(words[0]).args(&words[1..])).await;
-    let image = ImageBuilder::new(545).payload(5_000_000).build()?;
-    let file = scratch.join("image.tar");
-    image.save_docker_archive(&file, "app:1")?;
-    let shoal = program()?;
-    let (shoal, file) = (shoal.to_string_lossy(), file.to_string_lossy());
-    let pushed = wait_until("an image can be pushed", PATIENCE, async || {
-        inside(&[&*shoal, "push", "--json", "--gateway", "127.0.0.1:5000", &*file, "app:1"]).await.map(Some)
-    })
-    .await;
-    if pushed.is_err() {
-        eprintln!("{}", compose(&["logs", "--tail", "40"]).await?);
-    }
-    let pushed: Value = serde_json::from_str(&pushed?)?;
-    let pull = async |port: u16, to: &str| {
-        let (from, to) =
-            (format!("docker://127.0.0.1:{port}/app:1"), format!("dir:{}", scratch.join(to).display()));
-        let words = ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", &from, &to];
-        inside(&words).await?;
-        let manifest = std::fs::read(scratch.join(to.trim_start_matches("dir:")).join("manifest.json"))?;
-        ensure!(pushed["digest"] == shoal_tests::image::digest_of(&manifest), "another image");
+        let inside = async |words: &[&str]| system::run(namespace.command(words[0]).args(&words[1..])).await;
+        let image = ImageBuilder::new(545).payload(5_000_000).build()?;
+        let file = scratch.join("image.tar");
+        image.save_docker_archive(&file, "app:1")?;
+        let shoal = program()?;
+        let (shoal, file) = (shoal.to_string_lossy(), file.to_string_lossy());
+        let pushed = wait_until("an image can be pushed", PATIENCE, async || {
+            inside(&[&*shoal, "push", "--json", "--gateway", "127.0.0.1:5000", &*file, "app:1"])
+                .await
+                .map(Some)
+        })
+        .await;
+        if pushed.is_err() {
+            eprintln!("{}", compose(&["logs", "--tail", "40"]).await?);
+        }
+        let pushed: Value = serde_json::from_str(&pushed?)?;
+        let pull = async |port: u16, to: &str| {
+            let (from, to) =
+                (format!("docker://127.0.0.1:{port}/app:1"), format!("dir:{}", scratch.join(to).display()));
+            let words =
+                ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", &from, &to];
+            inside(&words).await?;
+            let manifest = std::fs::read(scratch.join(to.trim_start_matches("dir:")).join("manifest.json"))?;
+            ensure!(pushed["digest"] == shoal_tests::image::digest_of(&manifest), "another image");
+            anyhow::Ok(())
+        };
+        for port in [5001, 5002] {
+            pull(port, &format!("pulled-{port}")).await?;
+        }
+        // Prometheus has every process's figures.
+        wait_until("Prometheus has scraped everybody", PATIENCE, async || {
+            let answer =
+                inside(&["curl", "-sf", "http://127.0.0.1:9090/api/v1/query?query=count(up==1)"]).await?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            ensure!(answer["data"]["result"][0]["value"][1] == "6", "{answer}");
+            Ok(Some(()))
+        })
+        .await?;
+
+        // Everybody's own disk lost, the bucket kept.
+        compose(&["down"]).await?;
+        for part in ["bootstrap", "origin-1", "origin-2", "gateway-1", "gateway-2", "gateway-3"] {
+            docker.run_docker(&["volume", "rm", &format!("shoal_{part}")]).await?;
+        }
+        compose(&up).await?;
+        wait_until("the image is there again", PATIENCE, async || pull(5002, "again").await.map(Some))
+            .await?;
         anyhow::Ok(())
-    };
-    for port in [5001, 5002] {
-        pull(port, &format!("pulled-{port}")).await?;
     }
-    // Prometheus has every process's figures.
-    wait_until("Prometheus has scraped everybody", PATIENCE, async || {
-        let answer =
-            inside(&["curl", "-sf", "http://127.0.0.1:9090/api/v1/query?query=count(up==1)"]).await?;
-        let answer: Value = serde_json::from_str(&answer)?;
-        ensure!(answer["data"]["result"][0]["value"][1] == "6", "{answer}");
-        Ok(Some(()))
-    })
-    .await?;
-
-    // Everybody's own disk lost, the bucket kept.
-    compose(&["down"]).await?;
-    for part in ["bootstrap", "origin-1", "origin-2", "gateway-1", "gateway-2", "gateway-3"] {
-        docker.run_docker(&["volume", "rm", &format!("shoal_{part}")]).await?;
-    }
-    compose(&up).await?;
-    wait_until("the image is there again", PATIENCE, async || pull(5002, "again").await.map(Some)).await?;
+    .await;
+    // Its containers would outlive it.
     compose(&["down", "--volumes"]).await?;
+    ran?;
     docker.stop().await
 }

@@ -145,32 +145,20 @@ pub struct Surroundings {
 
 impl Records {
     /// The registers as this process sees them.
-    pub fn new(surroundings: Surroundings) -> Self {
-        let Surroundings {
-            ledger,
-            identity,
-            discovery,
-            directory,
-            links,
-            control,
-            archive,
-            revocations,
-            heartbeat_lifetime,
-            immutable,
-        } = surroundings;
-        let expected = Expected::read(&ledger, &identity, &revocations, heartbeat_lifetime);
+    pub fn new(all: Surroundings) -> Self {
+        let expected = Expected::read(&all.ledger, &all.identity, &all.revocations, all.heartbeat_lifetime);
         Self {
-            ledger,
-            identity,
-            discovery,
-            directory,
-            links,
-            control,
-            archive,
+            ledger: all.ledger,
+            identity: all.identity,
+            discovery: all.discovery,
+            directory: all.directory,
+            links: all.links,
+            control: all.control,
+            archive: all.archive,
             settled: AtomicBool::new(false),
             expected,
-            immutable,
-            revocations,
+            immutable: all.immutable,
+            revocations: all.revocations,
             listener: OnceLock::new(),
             writing: KeyedLocks::default(),
         }
