@@ -33,6 +33,9 @@ pub struct EngineConfig {
     pub pipeline_bytes_max: u64,
     /// How far ahead of what a reader can read its pieces come before all others, in bytes.
     pub reader_window_bytes: u64,
+    /// Pieces behind the first missing one that are asked for before all others, of peers that do not have the whole blob
+    /// themselves: the blob's digest runs along behind what is there without a gap, and what it has not seen is hashed at the end.
+    pub ahead_pieces: u32,
     /// Pieces left at most when the last ones may be requested twice.
     pub endgame_pieces_max: usize,
     /// Silence of a peer with requests in flight that counts as a stall while nothing is known about it.
@@ -45,8 +48,13 @@ pub struct EngineConfig {
     pub silence_max: Duration,
     /// Stalls without a life sign in between after which a peer is dropped.
     pub stalls_max: u32,
-    /// Payload bytes sent at once, in pieces, all peers together.
+    /// Pieces sent at once, all peers together: always so many.
     pub upload_slots: usize,
+    /// Pieces sent at once while only the own zone asks and so many end within `upload_slot_time`. A send that begins
+    /// makes the others slower, and a piece is passed on only when it is whole.
+    pub upload_slots_max: usize,
+    /// See `upload_slots_max`.
+    pub upload_slot_time: Duration,
     /// Pieces sent to one peer at once.
     pub upload_slots_per_peer: usize,
     /// Time after which a send that does not end stops holding a slot that others could use.
@@ -108,7 +116,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         let millis = Duration::from_millis;
         Self {
-            peers_per_swarm_max: 12,
+            peers_per_swarm_max: 8,
             peers_per_swarm_inbound_max: 24,
             candidates_per_swarm_max: 128,
             swarms_max: 4096,
@@ -116,10 +124,11 @@ impl Default for EngineConfig {
             channels_per_peer_max: 4096,
             buffer_bytes_max: 64 << 20,
             pipeline_pieces_start: 2,
-            pipeline_pieces_spread: 12,
+            pipeline_pieces_spread: 18,
             pipeline_pieces_max: 64,
             pipeline_bytes_max: 16 << 20,
             reader_window_bytes: 2 << 20,
+            ahead_pieces: 64,
             endgame_pieces_max: 8,
             stall_initial: millis(4000),
             stall_min: millis(2000),
@@ -127,6 +136,8 @@ impl Default for EngineConfig {
             silence_max: millis(15_000),
             stalls_max: 3,
             upload_slots: 10,
+            upload_slots_max: 20,
+            upload_slot_time: millis(150),
             upload_slots_per_peer: 2,
             upload_slot_hold: millis(2000),
             upload_queue_per_peer_max: 128,

@@ -76,6 +76,8 @@ pub struct Engine {
     zone: Zone,
     now: Timestamp,
     random: Random,
+    /// Decides this process's order of pieces that are as rare.
+    order: u32,
     peers: BTreeMap<PeerId, Peer>,
     /// Peers being dialled, and the swarms they are dialled for.
     dialing: BTreeMap<PeerId, BTreeSet<Digest>>,
@@ -110,6 +112,8 @@ const BAD_SIGNERS_MAX: usize = 1024;
 impl Engine {
     /// An engine without swarms or peers. `config` has been validated; `seed` decides every tie.
     pub fn new(config: EngineConfig, local: PeerId, zone: Zone, seed: u64, now: Timestamp) -> Self {
+        let mut random = Random::new(seed);
+        let order = u32::try_from(random.below(u32::MAX as usize)).unwrap_or_default();
         Self {
             rate_in: Bucket::new(config.rate_in_bytes_per_sec, now),
             rate_out: Bucket::new(config.rate_out_bytes_per_sec, now),
@@ -120,7 +124,8 @@ impl Engine {
             roles: Roles::NONE,
             zone,
             now,
-            random: Random::new(seed),
+            random,
+            order,
             peers: BTreeMap::new(),
             dialing: BTreeMap::new(),
             swarms: BTreeMap::new(),

@@ -55,6 +55,8 @@ pub(crate) struct Uploads {
     turn: u32,
     /// Mean time of a send, smoothed; `None` before the first ended.
     send_mean: Option<f64>,
+    /// Mean time of a send over the sends beside it, smoothed: what a piece takes on this process's wire.
+    wire_mean: Option<f64>,
     /// Peers that were refused and have not come again: they share the room there will be.
     turned_away: BTreeSet<PeerId>,
 }
@@ -138,6 +140,10 @@ impl Uploads {
             let secs = now.saturating_since(since).as_secs_f64();
             let mean = self.send_mean.unwrap_or(secs);
             self.send_mean = Some(mean + (secs - mean) * GAIN);
+            let beside = u32::try_from(self.active.saturating_add(1)).unwrap_or(u32::MAX);
+            let own = secs / f64::from(beside);
+            let mean = self.wire_mean.unwrap_or(own);
+            self.wire_mean = Some(mean + (own - mean) * GAIN);
         }
         true
     }
@@ -203,10 +209,25 @@ impl Uploads {
         if self.active < config.upload_slots {
             return true;
         }
+        let slots = self.slots(config);
+        if self.active < slots {
+            return true;
+        }
         let active = || self.queues.values().flat_map(|queue| queue.active.values());
         let hold = self.slot_hold(config);
         let fresh = active().filter(|(since, _)| now.saturating_since(*since) < hold).count();
-        fresh < config.upload_slots && active().count() < config.upload_slots.saturating_mul(HUNG_FACTOR)
+        fresh < slots && active().count() < slots.saturating_mul(HUNG_FACTOR)
+    }
+
+    /// Pieces that may be sent at once.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+    fn slots(&self, config: &EngineConfig) -> usize {
+        let Some(each) = self.wire_mean else { return config.upload_slots };
+        if self.queues.values().any(|queue| !queue.same_zone) {
+            return config.upload_slots;
+        }
+        let fitting = (config.upload_slot_time.as_secs_f64() / each) as usize;
+        fitting.clamp(config.upload_slots, config.upload_slots_max.max(config.upload_slots))
     }
 }
 
@@ -234,7 +255,12 @@ mod tests {
 
     #[test]
     fn who_is_behind_comes_first_and_who_is_ahead_has_its_turn() {
-        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
+        let config = EngineConfig {
+            upload_slots: 1,
+            upload_slots_max: 1,
+            upload_queue_min: 1000,
+            ..EngineConfig::default()
+        };
         let mut uploads = Uploads::default();
         for number in 0..40 {
             assert!(uploads.push(&config, peer(1), true, Job { progress: 40, ..job(number) }));
@@ -254,6 +280,7 @@ mod tests {
     fn shares_are_equal_and_queues_bounded() {
         let config = EngineConfig {
             upload_slots: 1,
+            upload_slots_max: 1,
             upload_queue_per_peer_max: 30,
             upload_queue_min: 1000,
             ..EngineConfig::default()
@@ -278,7 +305,12 @@ mod tests {
 
     #[test]
     fn own_zone_comes_first_and_others_are_not_starved() {
-        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
+        let config = EngineConfig {
+            upload_slots: 1,
+            upload_slots_max: 1,
+            upload_queue_min: 1000,
+            ..EngineConfig::default()
+        };
         let mut uploads = Uploads::default();
         for number in 0..40 {
             uploads.push(&config, peer(1), true, job(number));
@@ -295,7 +327,12 @@ mod tests {
 
     #[test]
     fn no_more_waits_than_is_served_soon_but_for_first_copies() {
-        let config = EngineConfig { upload_slots: 2, upload_queue_min: 3, ..EngineConfig::default() };
+        let config = EngineConfig {
+            upload_slots: 2,
+            upload_slots_max: 2,
+            upload_queue_min: 3,
+            ..EngineConfig::default()
+        };
         let mut uploads = Uploads::default();
         for number in 0..3 {
             assert!(uploads.push(&config, peer(1), true, job(number)));
@@ -317,7 +354,12 @@ mod tests {
 
     #[test]
     fn an_importer_waits_among_those_of_the_own_zone_however_full_the_queue_is() {
-        let config = EngineConfig { upload_slots: 1, upload_queue_min: 3, ..EngineConfig::default() };
+        let config = EngineConfig {
+            upload_slots: 1,
+            upload_slots_max: 1,
+            upload_queue_min: 3,
+            ..EngineConfig::default()
+        };
         let mut uploads = Uploads::default();
         for number in 0..3 {
             assert!(uploads.push(&config, peer(1), true, Job { progress: 9, ..job(number) }));
@@ -331,8 +373,27 @@ mod tests {
     }
 
     #[test]
+    fn more_is_sent_at_once_while_pieces_are_quick_and_stay_in_the_zone() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let sent_at_once = |millis: u64, foreign: bool| {
+            let mut uploads = Uploads::default();
+            for n in 0..40 {
+                uploads.push(&config, peer(n), !(foreign && n == 0), job(u32::from(n)));
+            }
+            let now = Timestamp::ZERO;
+            let (to, sent) = uploads.next(&config, now, |_| true).unwrap();
+            assert!(uploads.sent(now + Duration::from_millis(millis), &to, sent.digest, sent.piece, true));
+            std::iter::from_fn(|| uploads.next(&config, now, |_| true)).count()
+        };
+        assert_eq!(sent_at_once(1, false), 20);
+        assert_eq!(sent_at_once(12, false), 12, "that many end in 150 ms");
+        assert_eq!(sent_at_once(200, false), 10);
+        assert_eq!(sent_at_once(1, true), 10, "another zone asks too");
+    }
+
+    #[test]
     fn hung_sends_give_their_slots_up() {
-        let config = EngineConfig { upload_slots: 1, ..EngineConfig::default() };
+        let config = EngineConfig { upload_slots: 1, upload_slots_max: 1, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         uploads.push(&config, peer(1), true, job(0));
         uploads.push(&config, peer(2), true, job(1));

@@ -99,8 +99,10 @@ pub struct LookupTable {
 pub struct EngineTable {
     /// Most connected peers a swarm looks for.
     pub peers_per_swarm_max: Option<usize>,
-    /// Payload bytes sent at once, in pieces.
+    /// Pieces sent at once, always.
     pub upload_slots: Option<usize>,
+    /// Pieces sent at once at most.
+    pub upload_slots_max: Option<usize>,
     /// How long haves are gathered.
     pub have_delay: Option<Time>,
     /// Payload bytes requested and being verified at most.

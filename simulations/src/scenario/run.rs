@@ -447,6 +447,7 @@ impl Scenario {
             engine: EngineConfig {
                 peers_per_swarm_max: self.engine.peers_per_swarm_max.unwrap_or(engine.peers_per_swarm_max),
                 upload_slots: self.engine.upload_slots.unwrap_or(engine.upload_slots),
+                upload_slots_max: self.engine.upload_slots_max.unwrap_or(engine.upload_slots_max),
                 have_delay: self.engine.have_delay.map_or(engine.have_delay, |time| time.0),
                 buffer_bytes_max: self.engine.buffer_bytes_max.map_or(engine.buffer_bytes_max, |size| size.0),
                 rate_in_bytes_per_sec: self.engine.rate_in.map(|rate| rate.0),

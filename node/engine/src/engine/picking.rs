@@ -24,6 +24,8 @@ const OWNER_WAIT: Duration = Duration::from_millis(250);
 const TAKE_OVER_PIECES: usize = 2;
 /// Imports that are under way at their importer at least.
 const UNDER_WAY_MIN: u32 = 4;
+/// An odd number with bits all over (2^32 over the golden ratio), as in Fibonacci hashing (Knuth, TAOCP 3, 6.4).
+const HASH_FACTOR: u32 = 0x9e37_79b9;
 /// Peers asked for the same piece at the end, at most.
 const DUPLICATES_MAX: usize = 2;
 
@@ -70,6 +72,14 @@ impl Engine {
         {
             return Picked::Piece(number);
         }
+        if !member.is_complete()
+            && let Some(number) = self
+                .ahead(blob)
+                .filter(|number| allowed(*number, wait, since))
+                .min_by_key(|number| (blob.picker.availability(*number), self.place(*number)))
+        {
+            return Picked::Piece(number);
+        }
         let rarest = if member.interesting < FEW_PIECES {
             pieces
                 .iter_beyond(&blob.have, &blob.layout)
@@ -96,6 +106,17 @@ impl Engine {
             self.config.reader_window_bytes.checked_div(blob.layout.piece_bytes().into()).unwrap_or(0);
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
         blob.front..blob.front.saturating_add(pieces)
+    }
+
+    /// The first missing pieces, as far as the digest that runs along is to be kept going.
+    fn ahead(&self, blob: &Blob) -> std::ops::Range<u32> {
+        let end = blob.front.saturating_add(self.config.ahead_pieces);
+        blob.front..end.min(blob.layout.piece_count())
+    }
+
+    /// A piece's place in this process's own order of pieces that are as rare: others have other orders.
+    fn place(&self, number: u32) -> u32 {
+        number.wrapping_mul(HASH_FACTOR) ^ self.order
     }
 
     /// An import of somebody else's, for a process that has done its own: the link's capacity would be left to few

@@ -491,7 +491,7 @@ impl World {
             self.effect(effect);
         }
         assert!(self.engine.buffered_bytes() <= self.config.buffer_bytes_max);
-        assert!(self.sending.len() <= self.config.upload_slots * 4);
+        assert!(self.sending.len() <= self.config.upload_slots_max * 4);
         for open in self.requested.values() {
             assert!(open.len() <= self.config.pipeline_pieces_max as usize);
         }
@@ -606,6 +606,7 @@ proptest! {
         if tight {
             config.buffer_bytes_max = 3 * PIECE_BYTES;
             config.upload_slots = 1;
+            config.upload_slots_max = 1;
             config.rate_in_bytes_per_sec = Some(500_000);
             config.zone_rate_out_bytes_per_sec = Some(100_000);
         }
