@@ -76,6 +76,11 @@ pub struct EngineConfig {
     pub have_delay: Duration,
     /// The same for peers in other zones.
     pub have_delay_far: Duration,
+    /// The same for a peer that has enough to ask this process for, while all peers are of one zone. Other peers may
+    /// have given it that meanwhile, so it is not left without news for long.
+    pub have_delay_enough: Duration,
+    /// Pieces that are enough: those that it lacks and was told of.
+    pub have_enough_pieces: usize,
     /// Haves that are told without waiting.
     pub have_batch_max: usize,
     /// How long a piece outside any reader's window waits for the zone's importer, a rank.
@@ -148,6 +153,8 @@ impl Default for EngineConfig {
             busy_retry: millis(250),
             have_delay: millis(25),
             have_delay_far: millis(250),
+            have_delay_enough: millis(100),
+            have_enough_pieces: 16,
             have_batch_max: 64,
             zone_wait: millis(1500),
             zone_wait_window: millis(600),

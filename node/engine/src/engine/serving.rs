@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Role};
+use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event};
@@ -216,21 +216,35 @@ impl Engine {
         pieces.dedup();
         let Some(blob) = &swarm.blob else { return };
         let done = blob.have.is_full();
+        let one_zone = swarm.members.values().all(|member| member.same_zone);
         let runs = runs_of(&pieces);
+        let mut again: Option<Timestamp> = None;
         for (peer, member) in swarm.members.iter_mut().filter(|(_, member)| member.same_zone == same_zone) {
             let Some(to) = member.their_channel.filter(|_| member.bitfield_sent) else { continue };
-            // Nobody waits for news of what he has; but a seeder wants to know who has what.
             let held = |number: &u32| {
                 blob.layout
                     .piece(*number)
                     .zip(member.pieces.as_ref())
                     .is_some_and(|(piece, pieces)| pieces.contains(piece))
             };
-            let news = done || member.is_complete() || !pieces.iter().all(held);
-            if !news && member.owed.len().saturating_add(pieces.len()) < self.config.have_batch_max {
+            // Nobody waits for news of what he has, nor one who has enough to ask for; but a seeder wants to know who has what.
+            let seeder = member.is_complete();
+            let owed = member.owed.len().saturating_add(pieces.len());
+            let enough = one_zone && !seeder && {
+                let lacked = member.pieces.as_ref().map_or(0, |theirs| blob.have.count_beyond(theirs));
+                lacked as usize >= owed.saturating_add(self.config.have_enough_pieces)
+            };
+            if member.owed_until.is_none() && (seeder || !pieces.iter().all(held)) {
+                let wait = if enough { self.config.have_delay_enough } else { Duration::ZERO };
+                member.owed_until = Some(self.now + wait);
+            }
+            let waits = member.owed_until.is_none_or(|until| enough && self.now < until);
+            if !done && waits && owed < self.config.have_batch_max {
                 member.owed.extend_from_slice(&pieces);
+                again = again.into_iter().chain(member.owed_until).min();
                 continue;
             }
+            member.owed_until = None;
             let all = if member.owed.is_empty() {
                 runs.clone()
             } else {
@@ -242,6 +256,9 @@ impl Engine {
             for part in all.chunks(HAVE_RUNS_MAX) {
                 self.out.send(*peer, Message::Have { to, runs: part.to_vec() });
             }
+        }
+        if let Some(at) = again.filter(|_| same_zone) {
+            self.timers.set_earlier(Timer::Haves(digest), at);
         }
     }
 }

@@ -621,7 +621,11 @@ proptest! {
 
 /// A world with a reader and a connected peer that has the whole blob.
 fn downloading() -> World {
-    let mut world = World::new(EngineConfig::default(), 1);
+    downloading_with(EngineConfig::default())
+}
+
+fn downloading_with(config: EngineConfig) -> World {
+    let mut world = World::new(config, 1);
     for op in [
         Op::Connect(0),
         Op::Read(2),
@@ -675,6 +679,29 @@ fn nobody_is_bothered_with_news_of_what_he_has_before_there_is_other_news() {
     world.apply(Op::Finish(true));
     let all: BTreeSet<u32> = world.told[&peer(1)].iter().flatten().copied().collect();
     assert_eq!(all, (0..PIECES).collect(), "in the end it knows everything");
+}
+
+#[test]
+fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
+    let config = EngineConfig { have_enough_pieces: 2, ..EngineConfig::default() };
+    let (soon, late) = (config.have_delay, config.have_delay_enough);
+    let mut world = downloading_with(config);
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0)] {
+        world.apply(op);
+    }
+    let next = |world: &mut World, wait: Duration| {
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+        world.wait(wait);
+    };
+    next(&mut world, soon);
+    next(&mut world, soon);
+    assert_eq!(world.told[&peer(1)], [BTreeSet::from([0]), BTreeSet::from([1])], "it has nothing to ask for");
+    next(&mut world, soon);
+    assert_eq!(world.told[&peer(1)].len(), 2, "it has two");
+    assert_eq!(world.told[&peer(0)].len(), 3, "a seeder is told at once");
+    next(&mut world, late);
+    assert_eq!(world.told[&peer(1)][2..], [BTreeSet::from([2, 3])], "both at once, and not never");
 }
 
 #[test]

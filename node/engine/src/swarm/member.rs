@@ -41,8 +41,10 @@ pub(crate) struct Member {
     /// How many piece hashes it knows, from the first on, as far as we can tell; `None` before it can be told.
     pub(crate) hashes_known: Option<u32>,
     pub(crate) bitfield_sent: bool,
-    /// Pieces that we have and it has too, which it has not been told of yet.
+    /// Pieces that we have, which it has not been told of yet: it has them too, or can wait.
     pub(crate) owed: Vec<u32>,
+    /// When it is told of them at the latest, if there is any among them that it may lack.
+    pub(crate) owed_until: Option<Timestamp>,
     pub(crate) pieces: Option<Bitfield>,
     /// It came with the whole blob and is not counted in the picker's availability.
     pub(crate) uncounted: bool,
@@ -72,6 +74,7 @@ impl Member {
             hashes_known: None,
             bitfield_sent: false,
             owed: Vec::new(),
+            owed_until: None,
             pieces: None,
             uncounted: false,
             interesting: 0,
