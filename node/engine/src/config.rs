@@ -36,6 +36,8 @@ pub struct EngineConfig {
     /// Pieces behind the first missing one that are asked for before all others, of peers that do not have the whole blob
     /// themselves: the blob's digest runs along behind what is there without a gap, and what it has not seen is hashed at the end.
     pub ahead_pieces: u32,
+    /// The same of a seeder that is the only one.
+    pub ahead_pieces_lone: u32,
     /// Pieces left at most when the last ones may be requested twice.
     pub endgame_pieces_max: usize,
     /// Silence of a peer with requests in flight that counts as a stall while nothing is known about it.
@@ -50,7 +52,7 @@ pub struct EngineConfig {
     pub stalls_max: u32,
     /// Pieces sent at once, all peers together: always so many.
     pub upload_slots: usize,
-    /// Pieces sent at once while only the own zone asks and so many end within `upload_slot_time`. A send that begins
+    /// Pieces sent at once while no other zone is known of and so many end within `upload_slot_time`. A send that begins
     /// makes the others slower, and a piece is passed on only when it is whole.
     pub upload_slots_max: usize,
     /// See `upload_slots_max`.
@@ -76,7 +78,7 @@ pub struct EngineConfig {
     pub have_delay: Duration,
     /// The same for peers in other zones.
     pub have_delay_far: Duration,
-    /// The same for a peer that has enough to ask this process for, while all peers are of one zone. Other peers may
+    /// The same for a peer that has enough to ask this process for, while no other zone is known of. Others may
     /// have given it that meanwhile, so it is not left without news for long.
     pub have_delay_enough: Duration,
     /// Pieces that are enough: those that it lacks and was told of.
@@ -134,6 +136,7 @@ impl Default for EngineConfig {
             pipeline_bytes_max: 16 << 20,
             reader_window_bytes: 2 << 20,
             ahead_pieces: 64,
+            ahead_pieces_lone: 128,
             endgame_pieces_max: 8,
             stall_initial: millis(4000),
             stall_min: millis(2000),

@@ -53,6 +53,8 @@ pub(crate) struct Uploads {
     /// Sends under way.
     active: usize,
     turn: u32,
+    /// Nobody of another zone is connected or known.
+    pub(crate) one_zone: bool,
     /// Mean time of a send, smoothed; `None` before the first ended.
     send_mean: Option<f64>,
     /// Mean time of a send over the sends beside it, smoothed: what a piece takes on this process's wire.
@@ -222,10 +224,7 @@ impl Uploads {
     /// Pieces that may be sent at once.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
     fn slots(&self, config: &EngineConfig) -> usize {
-        let Some(each) = self.wire_mean else { return config.upload_slots };
-        if self.queues.values().any(|queue| !queue.same_zone) {
-            return config.upload_slots;
-        }
+        let Some(each) = self.wire_mean.filter(|_| self.one_zone) else { return config.upload_slots };
         let fitting = (config.upload_slot_time.as_secs_f64() / each) as usize;
         fitting.clamp(config.upload_slots, config.upload_slots_max.max(config.upload_slots))
     }
@@ -375,20 +374,20 @@ mod tests {
     #[test]
     fn more_is_sent_at_once_while_pieces_are_quick_and_stay_in_the_zone() {
         let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
-        let sent_at_once = |millis: u64, foreign: bool| {
-            let mut uploads = Uploads::default();
+        let sent_at_once = |millis: u64, one_zone: bool| {
+            let mut uploads = Uploads { one_zone, ..Uploads::default() };
             for n in 0..40 {
-                uploads.push(&config, peer(n), !(foreign && n == 0), job(u32::from(n)));
+                uploads.push(&config, peer(n), true, job(u32::from(n)));
             }
             let now = Timestamp::ZERO;
             let (to, sent) = uploads.next(&config, now, |_| true).unwrap();
             assert!(uploads.sent(now + Duration::from_millis(millis), &to, sent.digest, sent.piece, true));
             std::iter::from_fn(|| uploads.next(&config, now, |_| true)).count()
         };
-        assert_eq!(sent_at_once(1, false), 20);
-        assert_eq!(sent_at_once(12, false), 12, "that many end in 150 ms");
-        assert_eq!(sent_at_once(200, false), 10);
-        assert_eq!(sent_at_once(1, true), 10, "another zone asks too");
+        assert_eq!(sent_at_once(1, true), 20);
+        assert_eq!(sent_at_once(12, true), 12, "that many end in 150 ms");
+        assert_eq!(sent_at_once(200, true), 10);
+        assert_eq!(sent_at_once(1, false), 10, "other zones are there");
     }
 
     #[test]

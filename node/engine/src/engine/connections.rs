@@ -56,10 +56,17 @@ impl Engine {
             );
             self.timers.set(Timer::Idle(peer), self.now + self.config.idle_linger);
         }
+        self.note_zones();
         for digest in waiting {
             self.ask(digest, peer);
             self.judge(digest);
         }
+    }
+
+    /// Looks anew at whether anybody of another zone is connected or was heard of.
+    pub(super) fn note_zones(&mut self) {
+        self.uploads.one_zone = self.peers.values().all(|known| known.zone == self.zone)
+            && !self.swarms.values().any(|swarm| swarm.search.foreign);
     }
 
     /// Closes the connection that no swarm has needed for the longest; `false` when all are in use.
@@ -93,6 +100,7 @@ impl Engine {
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
         let Some(gone) = self.peers.remove(&peer) else { return };
+        self.note_zones();
         self.uploads.remove(&peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));

@@ -91,9 +91,13 @@ impl Engine {
             self.hungry.insert(digest);
             return false;
         }
-        let lone_seeder = member.is_complete() && swarm.lone_seeder();
-        if member.same_zone && !lone_seeder && swarm.in_flight() >= self.in_flight_max(swarm) {
-            return false;
+        let lone_seeder = swarm.lone_seeder();
+        if member.same_zone && !(lone_seeder && member.is_complete()) {
+            let in_flight = swarm.in_flight(lone_seeder);
+            // Windows are looked at only where they matter.
+            if in_flight >= self.config.pipeline_pieces_spread && in_flight >= self.in_flight_max(swarm) {
+                return false;
+            }
         }
         let same_zone = member.same_zone;
         let picked = self.pick(swarm, blob, &peer, member);

@@ -72,12 +72,11 @@ impl Engine {
         {
             return Picked::Piece(number);
         }
-        if !member.is_complete()
-            && let Some(number) = self
-                .ahead(blob)
-                .filter(|number| allowed(*number, wait, since))
-                .min_by_key(|number| (blob.picker.availability(*number), self.place(*number)))
-        {
+        let first = self
+            .ahead(swarm, blob, member)
+            .filter(|number| allowed(*number, wait, since))
+            .min_by_key(|number| (blob.picker.availability(*number), self.place(*number)));
+        if let Some(number) = first {
             return Picked::Piece(number);
         }
         let rarest = if member.interesting < FEW_PIECES {
@@ -108,9 +107,16 @@ impl Engine {
         blob.front..blob.front.saturating_add(pieces)
     }
 
-    /// The first missing pieces, as far as the digest that runs along is to be kept going.
-    fn ahead(&self, blob: &Blob) -> std::ops::Range<u32> {
-        let end = blob.front.saturating_add(self.config.ahead_pieces);
+    /// The first missing pieces, as far as the digest that runs along is to be kept going: what it has not seen is hashed at
+    /// the end. A lone seeder gives each piece once, so what it is asked for is spread wider; of several seeders anything may
+    /// be asked, for new pieces are what a swarm begins with, and so are imports: who imports what is decided elsewhere.
+    fn ahead(&self, swarm: &Swarm, blob: &Blob, member: &Member) -> std::ops::Range<u32> {
+        let width = match (member.is_complete(), swarm.lone_seeder()) {
+            (false, _) => self.config.ahead_pieces,
+            (true, true) if !swarm.search.foreign && member.same_zone => self.config.ahead_pieces_lone,
+            (true, _) => 0,
+        };
+        let end = blob.front.saturating_add(width);
         blob.front..end.min(blob.layout.piece_count())
     }
 

@@ -87,7 +87,9 @@ impl Engine {
             }
             let member = swarm.members.contains_key(&hint.peer);
             let standing = if member { Standing::Asked } else { Standing::Fresh };
-            swarm.search.foreign |= hint.zone != self.zone;
+            let foreign = hint.zone != self.zone;
+            swarm.search.foreign |= foreign;
+            self.uploads.one_zone &= !foreign;
             swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
         }
         if owner {

@@ -216,7 +216,7 @@ impl Engine {
         pieces.dedup();
         let Some(blob) = &swarm.blob else { return };
         let done = blob.have.is_full();
-        let one_zone = swarm.members.values().all(|member| member.same_zone);
+        let one_zone = !swarm.search.foreign && swarm.members.values().all(|member| member.same_zone);
         let runs = runs_of(&pieces);
         let mut again: Option<Timestamp> = None;
         for (peer, member) in swarm.members.iter_mut().filter(|(_, member)| member.same_zone == same_zone) {

@@ -178,9 +178,8 @@ impl Swarm {
             && self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
     }
 
-    /// Requests in flight inside the zone, those at a lone seeder aside; a link between zones has a window of its own.
-    pub(crate) fn in_flight(&self) -> u32 {
-        let lone = self.lone_seeder();
+    /// Requests in flight inside the zone, those at a `lone` seeder aside; a link between zones has a window of its own.
+    pub(crate) fn in_flight(&self, lone: bool) -> u32 {
         let counted = self.members.values().filter(|m| m.same_zone && !(lone && m.is_complete()));
         let count: usize = counted.map(|member| member.outstanding.len()).sum();
         u32::try_from(count).unwrap_or(u32::MAX)
