@@ -34,14 +34,16 @@ PROGRAM="$FOUND/shoal-fuzz"
 cp "$TARGET_DIR/debug/shoal-fuzz" "$PROGRAM.new"
 mv "$PROGRAM.new" "$PROGRAM"
 
-[ $# -gt 0 ] || set -- $(SHOAL_FUZZ=list "$PROGRAM" 2>&1 | sed -n 's/^SHOAL_FUZZ must be one of //p' | tr -d ',')
+# libFuzzer takes the end of the program for a crash, and keeps the input.
+[ $# -gt 0 ] || set -- $(SHOAL_FUZZ=list "$PROGRAM" -artifact_prefix="$FOUND/list-" 2>&1 | sed -n 's/^SHOAL_FUZZ must be one of //p' | tr -d ',')
 
 if [ "$MERGE" ]; then
 	for target; do
 		mkdir -p "tests/fuzz/corpus/$target" "$FOUND/$target" "$FOUND/merged"
 		rm -rf "$FOUND/merged"
 		mkdir -p "$FOUND/merged"
-		SHOAL_FUZZ="$target" "$PROGRAM" -merge=1 -max_len=2048 "$FOUND/merged" "tests/fuzz/corpus/$target" "$FOUND/$target" 2>/dev/null
+		SHOAL_FUZZ="$target" "$PROGRAM" -merge=1 -max_len=2048 -artifact_prefix="$FOUND/crash-$target-" \
+			"$FOUND/merged" "tests/fuzz/corpus/$target" "$FOUND/$target" 2>/dev/null
 		rm -rf "tests/fuzz/corpus/$target"
 		mkdir -p "tests/fuzz/corpus/$target"
 		# A few of every size: the rest is found again.
