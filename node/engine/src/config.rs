@@ -65,7 +65,7 @@ pub struct EngineConfig {
     pub upload_queue_per_peer_max: usize,
     /// Most requests that wait, all peers together, but for one a peer of pieces nobody else has.
     pub upload_queue_max: usize,
-    /// Of these no more wait than are served in this time, at the pace of the last sends: what waits is not asked for
+    /// Of these no more wait than `upload_slots` serve in this time, at the pace of the last sends: what waits is not asked for
     /// elsewhere, so queues are short.
     pub upload_queue_time: Duration,
     /// Requests that may wait however slow sends are.

@@ -117,7 +117,8 @@ pub enum Message {
         #[n(1)]
         pieces: ByteVec,
     },
-    /// Pieces the sender has since its last `Bitfield` or `Have`, batched; of those that the receiver has too, it may tell later.
+    /// Pieces the sender has since its last `Bitfield` or `Have`, batched. It may tell later of those that the receiver has too, and
+    /// of any while the receiver has enough to ask it for; in the end it tells all.
     #[n(4)]
     Have {
         /// The receiver's channel.

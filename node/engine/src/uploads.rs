@@ -254,12 +254,7 @@ mod tests {
 
     #[test]
     fn who_is_behind_comes_first_and_who_is_ahead_has_its_turn() {
-        let config = EngineConfig {
-            upload_slots: 1,
-            upload_slots_max: 1,
-            upload_queue_min: 1000,
-            ..EngineConfig::default()
-        };
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         for number in 0..40 {
             assert!(uploads.push(&config, peer(1), true, Job { progress: 40, ..job(number) }));
@@ -279,7 +274,6 @@ mod tests {
     fn shares_are_equal_and_queues_bounded() {
         let config = EngineConfig {
             upload_slots: 1,
-            upload_slots_max: 1,
             upload_queue_per_peer_max: 30,
             upload_queue_min: 1000,
             ..EngineConfig::default()
@@ -304,12 +298,7 @@ mod tests {
 
     #[test]
     fn own_zone_comes_first_and_others_are_not_starved() {
-        let config = EngineConfig {
-            upload_slots: 1,
-            upload_slots_max: 1,
-            upload_queue_min: 1000,
-            ..EngineConfig::default()
-        };
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 1000, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         for number in 0..40 {
             uploads.push(&config, peer(1), true, job(number));
@@ -326,12 +315,7 @@ mod tests {
 
     #[test]
     fn no_more_waits_than_is_served_soon_but_for_first_copies() {
-        let config = EngineConfig {
-            upload_slots: 2,
-            upload_slots_max: 2,
-            upload_queue_min: 3,
-            ..EngineConfig::default()
-        };
+        let config = EngineConfig { upload_slots: 2, upload_queue_min: 3, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         for number in 0..3 {
             assert!(uploads.push(&config, peer(1), true, job(number)));
@@ -353,12 +337,7 @@ mod tests {
 
     #[test]
     fn an_importer_waits_among_those_of_the_own_zone_however_full_the_queue_is() {
-        let config = EngineConfig {
-            upload_slots: 1,
-            upload_slots_max: 1,
-            upload_queue_min: 3,
-            ..EngineConfig::default()
-        };
+        let config = EngineConfig { upload_slots: 1, upload_queue_min: 3, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         for number in 0..3 {
             assert!(uploads.push(&config, peer(1), true, Job { progress: 9, ..job(number) }));
@@ -392,7 +371,7 @@ mod tests {
 
     #[test]
     fn hung_sends_give_their_slots_up() {
-        let config = EngineConfig { upload_slots: 1, upload_slots_max: 1, ..EngineConfig::default() };
+        let config = EngineConfig { upload_slots: 1, ..EngineConfig::default() };
         let mut uploads = Uploads::default();
         uploads.push(&config, peer(1), true, job(0));
         uploads.push(&config, peer(2), true, job(1));

@@ -64,7 +64,7 @@ impl Engine {
     }
 
     /// Looks anew at whether anybody of another zone is connected or was heard of.
-    pub(super) fn note_zones(&mut self) {
+    fn note_zones(&mut self) {
         self.uploads.one_zone = self.peers.values().all(|known| known.zone == self.zone)
             && !self.swarms.values().any(|swarm| swarm.search.foreign);
     }

@@ -111,10 +111,12 @@ impl Engine {
     /// the end. A lone seeder gives each piece once, so what it is asked for is spread wider; of several seeders anything may
     /// be asked, for new pieces are what a swarm begins with, and so are imports: who imports what is decided elsewhere.
     fn ahead(&self, swarm: &Swarm, blob: &Blob, member: &Member) -> std::ops::Range<u32> {
-        let width = match (member.is_complete(), swarm.lone_seeder()) {
-            (false, _) => self.config.ahead_pieces,
-            (true, true) if !swarm.search.foreign && member.same_zone => self.config.ahead_pieces_lone,
-            (true, _) => 0,
+        let width = if !member.is_complete() {
+            self.config.ahead_pieces
+        } else if swarm.lone_seeder() && !swarm.spans_zones() {
+            self.config.ahead_pieces_lone
+        } else {
+            0
         };
         let end = blob.front.saturating_add(width);
         blob.front..end.min(blob.layout.piece_count())

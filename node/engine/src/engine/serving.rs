@@ -216,7 +216,7 @@ impl Engine {
         pieces.dedup();
         let Some(blob) = &swarm.blob else { return };
         let done = blob.have.is_full();
-        let one_zone = !swarm.search.foreign && swarm.members.values().all(|member| member.same_zone);
+        let spans_zones = swarm.spans_zones();
         let runs = runs_of(&pieces);
         let mut again: Option<Timestamp> = None;
         for (peer, member) in swarm.members.iter_mut().filter(|(_, member)| member.same_zone == same_zone) {
@@ -230,7 +230,7 @@ impl Engine {
             // Nobody waits for news of what he has, nor one who has enough to ask for; but a seeder wants to know who has what.
             let seeder = member.is_complete();
             let owed = member.owed.len().saturating_add(pieces.len());
-            let enough = one_zone && !seeder && {
+            let enough = !spans_zones && !seeder && {
                 let lacked = member.pieces.as_ref().map_or(0, |theirs| blob.have.count_beyond(theirs));
                 lacked as usize >= owed.saturating_add(self.config.have_enough_pieces)
             };
@@ -257,7 +257,7 @@ impl Engine {
                 self.out.send(*peer, Message::Have { to, runs: part.to_vec() });
             }
         }
-        if let Some(at) = again.filter(|_| same_zone) {
+        if let Some(at) = again {
             self.timers.set_earlier(Timer::Haves(digest), at);
         }
     }

@@ -681,6 +681,60 @@ fn nobody_is_bothered_with_news_of_what_he_has_before_there_is_other_news() {
     assert_eq!(all, (0..PIECES).collect(), "in the end it knows everything");
 }
 
+/// Whether all that is asked of peer 0, with these pieces, by a download in no order lies within so many pieces of the first missing one.
+fn stays_near_the_front(bits: u16, others: &[Op], width: u32, seed: u64) -> bool {
+    let config = EngineConfig { ahead_pieces: 3, ahead_pieces_lone: 4, ..EngineConfig::default() };
+    let mut world = World::new(config, seed);
+    for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)] {
+        world.apply(op);
+    }
+    for op in others.iter().cloned() {
+        world.apply(op);
+    }
+    for op in [Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, bits)] {
+        world.apply(op);
+    }
+    let mut near = true;
+    while let Some(open) = world.requested.get(&peer(0)).filter(|open| !open.is_empty()) {
+        let front = (0..PIECES).find(|number| !world.stored.contains(number)).unwrap();
+        near &= open.keys().all(|number| *number < front + width);
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    assert_eq!(world.stored.len(), bits.count_ones().min(PIECES) as usize, "it has all there is");
+    near
+}
+
+#[test]
+fn peers_and_a_lone_seeder_are_asked_near_the_front() {
+    let (most, all) = (0x7ff, u16::MAX);
+    let far = [Op::Found(3, false)];
+    for seed in 0..20 {
+        assert!(stays_near_the_front(most, &[], 3, seed), "a peer, seed {seed}");
+        assert!(stays_near_the_front(all, &[], 4, seed), "a lone seeder, seed {seed}");
+    }
+    let always =
+        |width, bits, others: &[Op]| (0..20).all(|seed| stays_near_the_front(bits, others, width, seed));
+    assert!(!always(2, most, &[]), "a peer is asked for the rarest of three");
+    assert!(!always(3, all, &[]), "a lone seeder for that of four");
+    // The rarest of all of few pieces that are as rare: in their order.
+    assert!(always(3, all, &far), "as before where another zone is known of");
+}
+
+#[test]
+fn another_zone_is_known_of_while_somebody_there_is_connected_or_was_named() {
+    let mut world = downloading();
+    assert!(world.engine.uploads.one_zone);
+    world.apply(Op::Connect(3));
+    assert!(!world.engine.uploads.one_zone, "connected");
+    world.apply(Op::Disconnect(3));
+    assert!(world.engine.uploads.one_zone);
+    world.apply(Op::Found(4, false));
+    assert!(!world.engine.uploads.one_zone, "named");
+    world.apply(Op::Connect(1));
+    assert!(!world.engine.uploads.one_zone, "still");
+}
+
 #[test]
 fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
     let config = EngineConfig { have_enough_pieces: 2, ..EngineConfig::default() };

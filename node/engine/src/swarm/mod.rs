@@ -172,6 +172,11 @@ impl Swarm {
         self.blob.as_ref().is_some_and(|blob| blob.complete)
     }
 
+    /// Whether somebody of another zone takes part or was heard of.
+    pub(crate) fn spans_zones(&self) -> bool {
+        self.search.foreign || self.members.values().any(|member| !member.same_zone)
+    }
+
     /// Whether one member alone has pieces that are wanted and nobody else has.
     pub(crate) fn lone_seeder(&self) -> bool {
         self.members.values().filter(|member| member.is_complete()).count() == 1
