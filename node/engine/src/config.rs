@@ -10,8 +10,15 @@ use shoal_types::layout::PIECE_BYTES_MAX;
 pub struct EngineConfig {
     /// Most connected peers a swarm looks for.
     pub peers_per_swarm_max: usize,
+    /// The same for a swarm whose peers are ahead of it, if that is more.
+    pub peers_per_swarm_behind_max: usize,
     /// Most peers a swarm accepts when they come by themselves.
     pub peers_per_swarm_inbound_max: usize,
+    /// Most peers a seeder accepts, if that is more, while no other zone is known of and its wire carries a piece for each of
+    /// them within `seed_time`. A crowd that gets its pieces from few of its own has little to exchange at first.
+    pub peers_per_swarm_seed_max: usize,
+    /// See `peers_per_swarm_seed_max`.
+    pub seed_time: Duration,
     /// Most peers remembered a swarm that are not connected.
     pub candidates_per_swarm_max: usize,
     /// Most swarms. Beyond it readers get `Busy` and peers get `Absent::Full`.
@@ -124,7 +131,10 @@ impl Default for EngineConfig {
         let millis = Duration::from_millis;
         Self {
             peers_per_swarm_max: 8,
+            peers_per_swarm_behind_max: 16,
             peers_per_swarm_inbound_max: 24,
+            peers_per_swarm_seed_max: 96,
+            seed_time: millis(200),
             candidates_per_swarm_max: 128,
             swarms_max: 4096,
             connections_max: 256,
@@ -156,8 +166,8 @@ impl Default for EngineConfig {
             busy_retry: millis(250),
             have_delay: millis(25),
             have_delay_far: millis(250),
-            have_delay_enough: millis(100),
-            have_enough_pieces: 16,
+            have_delay_enough: millis(200),
+            have_enough_pieces: 4,
             have_batch_max: 64,
             zone_wait: millis(1500),
             zone_wait_window: millis(600),

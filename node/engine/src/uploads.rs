@@ -221,6 +221,15 @@ impl Uploads {
         fresh < slots && active().count() < slots.saturating_mul(HUNG_FACTOR)
     }
 
+    /// Peers a seeder has room for: so many that each gets a piece in a short time, at the pace of the last sends.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
+    pub(crate) fn seed_room(&self, config: &EngineConfig) -> usize {
+        let least = config.peers_per_swarm_inbound_max;
+        let Some(each) = self.wire_mean.filter(|_| self.one_zone) else { return least };
+        let fitting = (config.seed_time.as_secs_f64() / each) as usize;
+        fitting.clamp(least, config.peers_per_swarm_seed_max.max(least))
+    }
+
     /// Pieces that may be sent at once.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
     fn slots(&self, config: &EngineConfig) -> usize {

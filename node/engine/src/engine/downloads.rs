@@ -20,10 +20,17 @@ use crate::timers::Timer;
 const HELD_BACK_TICK: Duration = Duration::from_millis(50);
 /// Refusals remembered a peer; more come from a peer that has nothing to give, and it is asked less then.
 const REFUSALS_MAX: usize = 1024;
+/// Refusals in a row after which a peer is left alone for a while.
+const REFUSALS_FREE: u32 = 2;
+/// For how long at first; it doubles with every further refusal.
+const REST_MIN: Duration = Duration::from_millis(5);
+const REST_DOUBLINGS_MAX: u32 = 6;
 /// A refusal's pause grows up to this many times `busy_retry`.
 const REFUSAL_FACTOR_MAX: u32 = 8;
 /// A peer with a full queue is asked again after this at the latest.
 const FULL_MAX: Duration = Duration::from_secs(2);
+/// After so many pieces a swarm looks whether it is behind its peers.
+const BEHIND_CHECK_PIECES: u32 = 16;
 /// Failures in a row after which a backend counts as down.
 const BACKEND_FAILURES_MAX: u32 = 3;
 /// Pause after a backend's failure.
@@ -278,7 +285,10 @@ impl Engine {
         again_millis: u32,
     ) {
         let (now, retry) = (self.now, self.config.busy_retry);
-        let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(self.random.jitter());
+        let jitter = self.random.jitter();
+        let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(jitter);
+        // Of a lone seeder every piece counts; of several others some can be asked meanwhile.
+        let lone = self.swarms.get(&digest).is_some_and(Swarm::lone_seeder);
         let Some(member) = self.member_mut(digest, &peer) else { return };
         let Some(outstanding) = member.outstanding.remove(&number) else { return };
         let channel = member.our_channel;
@@ -288,6 +298,12 @@ impl Engine {
         let full = !again.is_zero();
         if full {
             member.full_until = now + again;
+        } else {
+            member.refusals = member.refusals.saturating_add(1);
+            if let Some(doublings) = member.refusals.checked_sub(REFUSALS_FREE).filter(|_| !lone) {
+                let rest = REST_MIN.saturating_mul(1 << doublings.min(REST_DOUBLINGS_MAX));
+                member.full_until = member.full_until.max(now + rest.mul_f64(jitter));
+            }
         }
         if member.refused.len() >= REFUSALS_MAX {
             member.refused.retain(|_, refusal| refusal.until > now);
@@ -338,7 +354,9 @@ impl Engine {
     pub(super) fn piece_arrived(&mut self, peer: PeerId, channel: Channel, number: u32, buffer: BufferId) {
         let now = self.now;
         let found = self.digest_of(&peer, channel).and_then(|digest| {
-            let outstanding = self.member_mut(digest, &peer)?.outstanding.remove(&number)?;
+            let member = self.member_mut(digest, &peer)?;
+            let outstanding = member.outstanding.remove(&number)?;
+            member.refusals = 0;
             Some((digest, outstanding))
         });
         let Some((digest, outstanding)) = found else {
@@ -417,7 +435,7 @@ impl Engine {
                 member.interesting = member.interesting.saturating_sub(1);
             }
         }
-        let bytes = blob.layout.len_of(piece);
+        let (bytes, have) = (blob.layout.len_of(piece), blob.have.count());
         // A piece that is being verified was taken back from all others when it arrived.
         let asked = matches!(pending, Some(Pending::Requested(_)));
         let (from, since) = match pending {
@@ -438,6 +456,9 @@ impl Engine {
         self.note_have(digest, number);
         self.advance_readers(digest);
         self.finish_if_whole(digest);
+        if have.is_multiple_of(BEHIND_CHECK_PIECES) {
+            self.dial(digest);
+        }
         self.judge(digest);
         self.fetch_from_backend(digest);
         self.check_starved(digest);

@@ -92,7 +92,8 @@ impl Engine {
         let known = self.swarms.get(&digest);
         let member = known.and_then(|swarm| swarm.members.get(&peer));
         if member.is_none() {
-            let crowded = !probe && known.is_some_and(|swarm| swarm.members.len() >= self.room_for(&peer));
+            let crowded =
+                !probe && known.is_some_and(|swarm| swarm.members.len() >= self.room_for(swarm, &peer));
             let full = known.is_none() && self.swarms.len() >= self.config.swarms_max;
             if crowded || full || !self.open_for(digest) || !self.add_member(digest, peer) {
                 let peers = self.hints_for(digest, peer);
@@ -125,8 +126,12 @@ impl Engine {
     }
 
     /// Members at which a peer that comes is sent away. An origin comes for its whole zone, and late if the link is long.
-    fn room_for(&self, peer: &PeerId) -> usize {
-        let room = self.config.peers_per_swarm_inbound_max;
+    fn room_for(&self, swarm: &Swarm, peer: &PeerId) -> usize {
+        let room = if swarm.is_complete() {
+            self.uploads.seed_room(&self.config)
+        } else {
+            self.config.peers_per_swarm_inbound_max
+        };
         if self.roles_of(peer).contains(Role::Origin) { room.saturating_mul(2) } else { room }
     }
 

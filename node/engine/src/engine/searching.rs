@@ -99,6 +99,29 @@ impl Engine {
         self.judge(digest);
     }
 
+    /// A seeder that a crowd came to, and whose wire has room for more of it than it took in at first, asks some of those that
+    /// it turned away: a few for each piece it sends, so that it sees what they do to its wire before it asks more.
+    pub(super) fn invite(&mut self, digest: Digest) {
+        for _ in 0..INVITATIONS {
+            let Some(swarm) = self.swarms.get(&digest) else { return };
+            let crowd = self.config.peers_per_swarm_inbound_max..self.uploads.seed_room(&self.config);
+            if !swarm.is_complete() || !crowd.contains(&swarm.members.len()) {
+                return;
+            }
+            let candidates = &swarm.search.candidates;
+            let skipped = self.random.below(candidates.len().max(1));
+            let turned_away = |(peer, candidate): &(&PeerId, &Candidate)| {
+                candidate.standing == Standing::Fresh
+                    && !candidate.hint.complete
+                    && !swarm.members.contains_key(*peer)
+            };
+            let later = candidates.iter().skip(skipped).find(turned_away);
+            let Some((peer, _)) = later.or_else(|| candidates.iter().find(turned_away)) else { return };
+            let peer = *peer;
+            self.reach(digest, peer);
+        }
+    }
+
     /// Asks candidates until the swarm has the peers it looks for.
     pub(super) fn dial(&mut self, digest: Digest) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
@@ -110,7 +133,8 @@ impl Engine {
         // A zone full of its own would import nothing: some peers elsewhere have a place beside all others.
         let mut abroad = self.foreign_wanted(swarm);
         // Nearly every introduction comes to a swarm that has all the peers it looks for.
-        if swarm.members.len() >= self.config.peers_per_swarm_max && abroad == 0 {
+        let sought = self.peers_sought(swarm);
+        if swarm.members.len() >= sought && abroad == 0 {
             return;
         }
         let busy = swarm
@@ -119,8 +143,7 @@ impl Engine {
             .values()
             .filter(|candidate| candidate.standing == Standing::Dialing)
             .count();
-        let mut room =
-            self.config.peers_per_swarm_max.saturating_sub(swarm.members.len().saturating_add(busy));
+        let mut room = sought.saturating_sub(swarm.members.len().saturating_add(busy));
         if room == 0 && abroad == 0 {
             return;
         }
@@ -150,6 +173,28 @@ impl Engine {
                 room = room.saturating_sub(1);
                 abroad = abroad.saturating_sub(usize::from(!same_zone));
             }
+        }
+    }
+
+    /// How many peers a swarm looks for: more when those it has are ahead of it, for then they get more than it does. A
+    /// swarm that spans zones waits for its link as likely as not, and has places for peers elsewhere.
+    fn peers_sought(&self, swarm: &Swarm) -> usize {
+        let sought = self.config.peers_per_swarm_max;
+        let Some(blob) = &swarm.blob else { return sought };
+        if swarm.members.len() < sought || swarm.spans_zones() {
+            return sought;
+        }
+        let counts = swarm.members.values().filter(|member| member.is_leecher());
+        let (peers, pieces) =
+            counts.filter_map(|member| member.pieces.as_ref()).fold((0u32, 0u64), |(peers, sum), pieces| {
+                (peers.saturating_add(1), sum.saturating_add(pieces.count().into()))
+            });
+        let mean = pieces.checked_div(peers.into()).unwrap_or(0);
+        let behind = mean.saturating_sub(blob.have.count().into());
+        if behind > u64::from(blob.layout.piece_count()) / BEHIND_PART {
+            sought.max(self.config.peers_per_swarm_behind_max)
+        } else {
+            sought
         }
     }
 
@@ -405,6 +450,10 @@ const HINTS_SENT_MAX: usize = 16;
 const HINTS_FOREIGN_MAX: usize = 4;
 /// Peers of other zones a swarm looks for even when it has all the peers it wants.
 const FOREIGN_PEERS_MIN: usize = 2;
+/// Peers that a seeder with room asks for each piece it sent.
+const INVITATIONS: usize = 2;
+/// A swarm is behind its peers when it lacks this part of the blob that they have on average.
+const BEHIND_PART: u64 = 32;
 /// Members told of a newcomer at most.
 const INTRODUCTIONS_MAX: usize = 6;
 

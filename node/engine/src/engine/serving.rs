@@ -40,7 +40,8 @@ impl Engine {
             .as_ref()
             .map_or(0, |pieces| u64::from(pieces.count()).saturating_mul(PROGRESS_STEPS.into()));
         let progress = u8::try_from(steps.checked_div(count.into()).unwrap_or(0)).unwrap_or(PROGRESS_STEPS);
-        let first_copy = blob.complete && !blob.given.contains_key(&number);
+        let first_copy =
+            blob.complete && !blob.given.contains_key(&number) && !blob.given_before.contains(piece);
         let same_zone = member.same_zone;
         let importer = !same_zone && self.roles_of(&peer).contains(Role::Origin);
         let bytes = blob.layout.len_of(piece);
@@ -56,7 +57,7 @@ impl Engine {
                 .send(peer, Message::Busy { to, piece: number, peers: vec![hint], again_millis: 0 });
         }
         if self.uploads.push(&self.config, peer, same_zone, job) {
-            self.note_given(digest, peer, number);
+            self.note_given(digest, peer, piece);
             self.serve();
         } else {
             let again = self
@@ -71,9 +72,14 @@ impl Engine {
 
     /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of
     /// the own zone takes the place of who is not: the zone waits for its own.
-    fn note_given(&mut self, digest: Digest, peer: PeerId, number: u32) {
+    fn note_given(&mut self, digest: Digest, peer: PeerId, piece: PieceIndex) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let Some(blob) = &mut swarm.blob else { return };
+        let number = piece.get();
+        if !blob.complete {
+            blob.given_before.insert(piece);
+            return;
+        }
         let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
         let before = blob.given.get(&number).map(|given| given.to);
         if before.is_none_or(|before| is_near(&peer) && !is_near(&before)) {
@@ -87,7 +93,7 @@ impl Engine {
         let swarm = self.swarms.get(&digest)?;
         let blob = swarm.blob.as_ref()?;
         let given = blob.given.get(&number)?;
-        let spread = blob.given.len() >= blob.layout.piece_count() as usize && !self.uploads.has_waiting();
+        let spread = blob.all_given() && !self.uploads.has_waiting();
         let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
         let reachable = swarm.members.get(&given.to).is_some_and(|member| member.is_leecher());
         if given.to == asker || spread || !alone || !reachable {
@@ -142,6 +148,7 @@ impl Engine {
             }
             if bytes > 0 {
                 self.out.report(Event::PieceServed { digest, piece, bytes, to: peer });
+                self.invite(digest);
             }
         }
         self.serve();

@@ -53,8 +53,10 @@ pub(crate) struct Member {
     pub(crate) outstanding: BTreeMap<u32, Outstanding>,
     /// Pieces it refused and until when not to ask again.
     pub(crate) refused: BTreeMap<u32, Refusal>,
-    /// Its queue is full: it is asked for nothing before this.
+    /// Its queue is full, or it refuses whatever it is asked for: it is asked for nothing before this.
     pub(crate) full_until: Timestamp,
+    /// Pieces it refused since it last sent one.
+    pub(crate) refusals: u32,
     pub(crate) same_zone: bool,
     /// It anchors blobs, and imports those that it wants.
     pub(crate) origin: bool,
@@ -81,6 +83,7 @@ impl Member {
             outstanding: BTreeMap::new(),
             refused: BTreeMap::new(),
             full_until: Timestamp::ZERO,
+            refusals: 0,
             same_zone,
             origin,
         }

@@ -58,6 +58,8 @@ pub(crate) struct Blob {
     pub(crate) pending: BTreeMap<u32, Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
     pub(crate) given: BTreeMap<u32, Given>,
+    /// Pieces given to somebody before the blob was complete here: others have them.
+    pub(crate) given_before: Bitfield,
     pub(crate) zone_ranks: ZoneRanks,
     /// When the zone last got on by itself.
     pub(crate) zone_progress: Timestamp,
@@ -91,6 +93,7 @@ impl Blob {
             finishing: false,
             pending: BTreeMap::new(),
             given: BTreeMap::new(),
+            given_before: Bitfield::new(layout.piece_count()),
             zone_ranks: ZoneRanks::default(),
             zone_progress: now,
             zone_leechers: 0,
@@ -109,6 +112,12 @@ impl Blob {
 
     pub(crate) fn has(&self, number: u32) -> bool {
         self.layout.piece(number).is_some_and(|piece| self.have.contains(piece))
+    }
+
+    /// Whether somebody was given each piece.
+    pub(crate) fn all_given(&self) -> bool {
+        let before = self.given_before.count() as usize;
+        self.given.len().saturating_add(before) >= self.layout.piece_count() as usize
     }
 
     pub(crate) fn bytes_of(&self, number: u32) -> u32 {
