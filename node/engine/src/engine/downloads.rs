@@ -287,8 +287,9 @@ impl Engine {
         let (now, retry) = (self.now, self.config.busy_retry);
         let jitter = self.random.jitter();
         let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(jitter);
-        // Of a lone seeder every piece counts; of several others some can be asked meanwhile.
-        let lone = self.swarms.get(&digest).is_some_and(Swarm::lone_seeder);
+        // Where every piece is to be had nearby, others can be asked meanwhile.
+        let elsewhere =
+            self.swarms.get(&digest).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
         let Some(member) = self.member_mut(digest, &peer) else { return };
         let Some(outstanding) = member.outstanding.remove(&number) else { return };
         let channel = member.our_channel;
@@ -300,7 +301,7 @@ impl Engine {
             member.full_until = now + again;
         } else {
             member.refusals = member.refusals.saturating_add(1);
-            if let Some(doublings) = member.refusals.checked_sub(REFUSALS_FREE).filter(|_| !lone) {
+            if let Some(doublings) = member.refusals.checked_sub(REFUSALS_FREE).filter(|_| elsewhere) {
                 let rest = REST_MIN.saturating_mul(1 << doublings.min(REST_DOUBLINGS_MAX));
                 member.full_until = member.full_until.max(now + rest.mul_f64(jitter));
             }
