@@ -30,7 +30,7 @@ const REFUSAL_FACTOR_MAX: u32 = 8;
 /// A peer with a full queue is asked again after this at the latest.
 const FULL_MAX: Duration = Duration::from_secs(2);
 /// After so many pieces a swarm looks whether it is behind its peers.
-const BEHIND_CHECK_PIECES: u32 = 16;
+const BEHIND_CHECK_PIECES: u32 = 8;
 /// Failures in a row after which a backend counts as down.
 const BACKEND_FAILURES_MAX: u32 = 3;
 /// Pause after a backend's failure.

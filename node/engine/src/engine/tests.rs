@@ -758,6 +758,124 @@ fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
     assert_eq!(world.told[&peer(1)][2..], [BTreeSet::from([2, 3])], "both at once, and not never");
 }
 
+/// How many of two that it turned away a seeder asks once a piece was sent in so many milliseconds.
+fn invited_after(millis: u16, bytes: bool) -> usize {
+    let config = EngineConfig {
+        peers_per_swarm_max: 1,
+        peers_per_swarm_inbound_max: 1,
+        peers_per_swarm_seed_max: 3,
+        seed_time: Duration::from_millis(300),
+        ..EngineConfig::default()
+    };
+    let mut world = World::new(config, 1);
+    (world.stored, world.finished) = ((0..PIECES).collect(), true);
+    for op in [Op::Connect(0), Op::Join(0, false, false), Op::Opened(2, 1), Op::Bitfield(0, 0)] {
+        world.apply(op);
+    }
+    for n in 1..3 {
+        world.apply(Op::Connect(n));
+        world.apply(Op::Join(n, false, false));
+    }
+    assert_eq!(world.channels.keys().collect::<Vec<_>>(), [&peer(0)], "the others were turned away");
+    for op in [Op::Request(0, 0), Op::Wait(millis), Op::Sent(bytes)] {
+        world.apply(op);
+    }
+    world.channels.len() - 1
+}
+
+#[test]
+fn a_seeder_with_room_asks_those_that_it_turned_away() {
+    assert_eq!(invited_after(90, true), 2, "three pieces in the time");
+    assert_eq!(invited_after(150, true), 1);
+    assert_eq!(invited_after(301, true), 0, "its wire is busy with the one it has");
+    assert_eq!(invited_after(100, false), 0, "nothing was sent");
+}
+
+#[test]
+fn who_is_behind_its_peers_looks_for_more() {
+    let start = |bits| {
+        let config =
+            EngineConfig { peers_per_swarm_max: 1, peers_per_swarm_behind_max: 2, ..EngineConfig::default() };
+        let mut world = World::new(config, 1);
+        let known = [Op::Connect(0), Op::Connect(1), Op::Read(2), Op::Opened(0, 1), Op::Found(0, true)];
+        for op in known.into_iter().chain([Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, bits)])
+        {
+            world.apply(op);
+        }
+        world
+    };
+    let asks = |world: &World| world.channels.contains_key(&peer(1));
+    let mut world = start(0x3ff);
+    world.apply(Op::Found(1, false));
+    assert!(asks(&world), "ten pieces behind");
+    let mut world = start(0x3ff);
+    world.apply(Op::Found(3, false));
+    world.apply(Op::Found(1, false));
+    assert!(!asks(&world), "another zone is known of");
+    let mut world = start(0);
+    world.apply(Op::Found(1, false));
+    assert!(!asks(&world), "level");
+    for first in [0, 3, 6, 7] {
+        world.apply(Op::Have(0, first, 3));
+    }
+    for _ in 0..8 {
+        assert!(!asks(&world), "not looked at for every piece");
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    assert!(asks(&world), "two behind");
+}
+
+#[test]
+fn a_seeder_that_refuses_and_refuses_is_left_alone_where_there_are_others() {
+    let refused = |others: &[Op]| {
+        let mut world = downloading();
+        for op in others.iter().cloned().chain([Op::Busy(0), Op::Busy(0), Op::Busy(0)]) {
+            world.apply(op);
+        }
+        world
+    };
+    let open = |world: &World| world.requested.get(&peer(0)).map_or(0, BTreeMap::len);
+    let other = [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, u16::MAX)];
+    let mut world = refused(&other);
+    assert_eq!(open(&world), 0);
+    world.apply(Op::Wait(20));
+    assert!(open(&world) > 0, "it is asked again");
+    assert!(open(&refused(&[])) > 0, "a lone seeder is asked for something else");
+    let far = [Op::Found(3, false)];
+    assert!(open(&refused(&[&other[..], &far].concat())) > 0, "so it is where zones are far");
+}
+
+#[test]
+fn what_was_given_away_before_the_blob_was_whole_is_given_freely() {
+    let mut world = downloading();
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0)] {
+        world.apply(op);
+    }
+    for number in 0..PIECES {
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+        if number == 0 {
+            world.apply(Op::Request(1, 0));
+        }
+    }
+    assert_eq!(world.stored.len(), PIECES as usize);
+    world.apply(Op::Finish(true));
+    for op in [Op::Connect(2), Op::Join(2, false, false), Op::Bitfield(2, 0)] {
+        world.apply(op);
+    }
+    world.apply(Op::Request(1, 1));
+    for number in 0..2 {
+        world.apply(Op::Request(2, number));
+    }
+    let sent: Vec<_> = world.sending.iter().map(|(to, piece)| (*to, piece.get())).collect();
+    assert_eq!(
+        sent,
+        [(peer(1), 0), (peer(1), 1), (peer(2), 0)],
+        "the other one is to be had from who got it"
+    );
+}
+
 #[test]
 fn a_corrupt_piece_ends_the_connection_with_a_ban() {
     let mut world = downloading();
