@@ -239,10 +239,13 @@ impl Engine {
         self.now < blob.since + OWNER_WAIT && swarm.search.candidates.iter().any(silent)
     }
 
-    /// Looks anew at who of the zone takes part, after somebody came, went or became a seeder.
+    /// Looks anew at who of the zone takes part, after somebody came, went or became a seeder. It matters while there is
+    /// somebody elsewhere to import from: whoever comes is not asked for anything before this was called.
     pub(super) fn refresh_zone(&mut self, digest: Digest) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
-        let foreign = swarm.members.values().any(|member| !member.same_zone);
+        if swarm.is_complete() || swarm.members.values().all(|member| member.same_zone) {
+            return;
+        }
         let near = || swarm.members.iter().filter(|(_, member)| member.same_zone && member.is_joined());
         let source = near().any(|(_, member)| member.is_complete());
         let joined = near().filter(|(_, member)| member.is_leecher());
@@ -268,10 +271,8 @@ impl Engine {
         let Some(blob) = &mut swarm.blob else { return };
         blob.zone_leechers = importers.len();
         blob.zone_source = source;
-        if foreign && !blob.complete {
-            let pieces = blob.layout.piece_count();
-            blob.zone_ranks.update(&digest, local, importers, pieces);
-        }
+        let pieces = blob.layout.piece_count();
+        blob.zone_ranks.update(&digest, local, importers, pieces);
     }
 }
 
