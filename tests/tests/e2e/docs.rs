@@ -89,7 +89,9 @@ fn preparations(needs: &[Needs]) -> String {
          wait_for() { for try in $(seq 300); do \"$@\" >/dev/null 2>&1 && return 0; sleep 0.2; done; echo \"gave up: $*\"; exit 1; }\n",
     );
     let mesh = "shoal dev --gateways 2 --data-dir /tmp/mesh >/tmp/mesh.log 2>&1 & mesh=$!\n\
-                wait_for curl -sf http://127.0.0.1:7070/readyz\n";
+                wait_for curl -sf http://127.0.0.1:7070/readyz\n\
+                # A gateway is ready before it has heard of an origin.\n\
+                wait_for sh -c \"shoal doctor | grep -q '^ ok   origins'\"\n";
     for need in needs {
         script.push_str(match need {
             Needs::Mesh => mesh,
