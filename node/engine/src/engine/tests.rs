@@ -795,7 +795,7 @@ fn a_seeder_with_room_asks_those_that_it_turned_away() {
 fn who_is_behind_its_peers_looks_for_more() {
     let start = |bits| {
         let config =
-            EngineConfig { peers_per_swarm_max: 1, peers_per_swarm_behind_max: 2, ..EngineConfig::default() };
+            EngineConfig { peers_per_swarm_max: 1, peers_per_swarm_behind_max: 4, ..EngineConfig::default() };
         let mut world = World::new(config, 1);
         let known = [Op::Connect(0), Op::Connect(1), Op::Read(2), Op::Opened(0, 1), Op::Found(0, true)];
         for op in known.into_iter().chain([Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, bits)])
