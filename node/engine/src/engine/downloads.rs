@@ -287,7 +287,7 @@ impl Engine {
         let (now, retry) = (self.now, self.config.busy_retry);
         let jitter = self.random.jitter();
         let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(jitter);
-        // Where every piece is to be had nearby, others can be asked meanwhile.
+        // A lone seeder has what nobody else has, and one far away what the zone lacks: those are asked for other pieces.
         let elsewhere =
             self.swarms.get(&digest).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
         let Some(member) = self.member_mut(digest, &peer) else { return };

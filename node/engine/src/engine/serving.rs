@@ -1,6 +1,5 @@
 //! Sending pieces to peers.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
@@ -76,8 +75,7 @@ impl Engine {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         let number = piece.get();
-        if !blob.complete {
-            blob.given_before.insert(piece);
+        if !blob.complete || blob.given_before.contains(piece) {
             return;
         }
         let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
@@ -136,14 +134,14 @@ impl Engine {
 
     pub(super) fn piece_sent(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex, bytes: u32) {
         if self.uploads.sent(self.now, &peer, digest, piece, bytes > 0) {
-            let blob = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut());
-            let given = blob.map(|blob| &mut blob.given);
-            let first = |given: &BTreeMap<u32, Given>| given.get(&piece.get()).is_some_and(|g| g.to == peer);
-            if let Some(given) = given.filter(|given| first(given)) {
-                if bytes == 0 {
-                    given.remove(&piece.get());
-                } else if let Some(given) = given.get_mut(&piece.get()) {
-                    given.sent = Some(self.now);
+            let number = piece.get();
+            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
+                let first = blob.given.get_mut(&number).filter(|given| given.to == peer);
+                match (first, bytes > 0) {
+                    (Some(given), true) => given.sent = Some(self.now),
+                    (Some(_), false) => drop(blob.given.remove(&number)),
+                    (None, true) if !blob.complete => drop(blob.given_before.insert(piece)),
+                    (None, _) => {}
                 }
             }
             if bytes > 0 {

@@ -58,7 +58,7 @@ pub(crate) struct Blob {
     pub(crate) pending: BTreeMap<u32, Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
     pub(crate) given: BTreeMap<u32, Given>,
-    /// Pieces given to somebody before the blob was complete here: others have them.
+    /// Pieces sent to somebody before the blob was complete here: none of them is in `given`.
     pub(crate) given_before: Bitfield,
     pub(crate) zone_ranks: ZoneRanks,
     /// When the zone last got on by itself.

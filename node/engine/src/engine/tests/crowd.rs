@@ -1,0 +1,199 @@
+//! What many peers, or few, make a download do.
+
+use super::*;
+
+/// Whether all that is asked of peer 0, with these pieces, by a download in no order lies within so many pieces of the first missing one.
+fn stays_near_the_front(bits: u16, others: &[Op], width: u32, seed: u64) -> bool {
+    let config = EngineConfig { ahead_pieces: 3, ahead_pieces_lone: 4, ..EngineConfig::default() };
+    let mut world = World::new(config, seed);
+    for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)] {
+        world.apply(op);
+    }
+    for op in others.iter().cloned() {
+        world.apply(op);
+    }
+    for op in [Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, bits)] {
+        world.apply(op);
+    }
+    let mut near = true;
+    while let Some(open) = world.requested.get(&peer(0)).filter(|open| !open.is_empty()) {
+        let front = (0..PIECES).find(|number| !world.stored.contains(number)).unwrap();
+        near &= open.keys().all(|number| *number < front + width);
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    assert_eq!(world.stored.len(), bits.count_ones().min(PIECES) as usize, "it has all there is");
+    near
+}
+
+#[test]
+fn peers_and_a_lone_seeder_are_asked_near_the_front() {
+    let (most, all) = (0x7ff, u16::MAX);
+    let far = [Op::Found(3, false)];
+    for seed in 0..20 {
+        assert!(stays_near_the_front(most, &[], 3, seed), "a peer, seed {seed}");
+        assert!(stays_near_the_front(all, &[], 4, seed), "a lone seeder, seed {seed}");
+    }
+    let always =
+        |width, bits, others: &[Op]| (0..20).all(|seed| stays_near_the_front(bits, others, width, seed));
+    assert!(!always(2, most, &[]), "a peer is asked for the rarest of three");
+    assert!(!always(3, all, &[]), "a lone seeder for that of four");
+    // The rarest of all of few pieces that are as rare: in their order.
+    assert!(always(3, all, &far), "as before where another zone is known of");
+}
+
+#[test]
+fn another_zone_is_known_of_while_somebody_there_is_connected_or_was_named() {
+    let mut world = downloading();
+    assert!(world.engine.uploads.one_zone);
+    world.apply(Op::Connect(3));
+    assert!(!world.engine.uploads.one_zone, "connected");
+    world.apply(Op::Disconnect(3));
+    assert!(world.engine.uploads.one_zone);
+    world.apply(Op::Found(4, false));
+    assert!(!world.engine.uploads.one_zone, "named");
+    world.apply(Op::Connect(1));
+    assert!(!world.engine.uploads.one_zone, "still");
+}
+
+#[test]
+fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
+    let config = EngineConfig { have_enough_pieces: 2, ..EngineConfig::default() };
+    let (soon, late) = (config.have_delay, config.have_delay_enough);
+    let mut world = downloading_with(config);
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0)] {
+        world.apply(op);
+    }
+    let next = |world: &mut World, wait: Duration| {
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+        world.wait(wait);
+    };
+    next(&mut world, soon);
+    next(&mut world, soon);
+    assert_eq!(world.told[&peer(1)], [BTreeSet::from([0]), BTreeSet::from([1])], "it has nothing to ask for");
+    next(&mut world, soon);
+    assert_eq!(world.told[&peer(1)].len(), 2, "it has two");
+    assert_eq!(world.told[&peer(0)].len(), 3, "a seeder is told at once");
+    next(&mut world, late);
+    assert_eq!(world.told[&peer(1)][2..], [BTreeSet::from([2, 3])], "both at once, and not never");
+}
+
+/// How many of two that it turned away a seeder asks once a piece was sent in so many milliseconds.
+fn invited_after(millis: u16, bytes: bool) -> usize {
+    let config = EngineConfig {
+        peers_per_swarm_max: 1,
+        peers_per_swarm_inbound_max: 1,
+        peers_per_swarm_seed_max: 3,
+        seed_time: Duration::from_millis(300),
+        ..EngineConfig::default()
+    };
+    let mut world = World::new(config, 1);
+    (world.stored, world.finished) = ((0..PIECES).collect(), true);
+    for op in [Op::Connect(0), Op::Join(0, false, false), Op::Opened(2, 1), Op::Bitfield(0, 0)] {
+        world.apply(op);
+    }
+    for n in 1..3 {
+        world.apply(Op::Connect(n));
+        world.apply(Op::Join(n, false, false));
+    }
+    assert_eq!(world.channels.keys().collect::<Vec<_>>(), [&peer(0)], "the others were turned away");
+    for op in [Op::Request(0, 0), Op::Wait(millis), Op::Sent(bytes)] {
+        world.apply(op);
+    }
+    world.channels.len() - 1
+}
+
+#[test]
+fn a_seeder_with_room_asks_those_that_it_turned_away() {
+    assert_eq!(invited_after(90, true), 2, "three pieces in the time");
+    assert_eq!(invited_after(150, true), 1);
+    assert_eq!(invited_after(301, true), 0, "its wire is busy with the one it has");
+    assert_eq!(invited_after(100, false), 0, "nothing was sent");
+}
+
+#[test]
+fn who_is_behind_its_peers_looks_for_more() {
+    let start = |bits| {
+        let config =
+            EngineConfig { peers_per_swarm_max: 1, peers_per_swarm_behind_max: 4, ..EngineConfig::default() };
+        let mut world = World::new(config, 1);
+        let known = [Op::Connect(0), Op::Connect(1), Op::Read(2), Op::Opened(0, 1), Op::Found(0, true)];
+        for op in known.into_iter().chain([Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, bits)])
+        {
+            world.apply(op);
+        }
+        world
+    };
+    let asks = |world: &World| world.channels.contains_key(&peer(1));
+    let mut world = start(0x3ff);
+    world.apply(Op::Found(1, false));
+    assert!(asks(&world), "ten pieces behind");
+    let mut world = start(0x3ff);
+    world.apply(Op::Found(3, false));
+    world.apply(Op::Found(1, false));
+    assert!(!asks(&world), "another zone is known of");
+    let mut world = start(0);
+    world.apply(Op::Found(1, false));
+    assert!(!asks(&world), "level");
+    for first in [0, 3, 6, 7] {
+        world.apply(Op::Have(0, first, 3));
+    }
+    for _ in 0..8 {
+        assert!(!asks(&world), "not looked at for every piece");
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    assert!(asks(&world), "two behind");
+}
+
+#[test]
+fn a_seeder_that_refuses_and_refuses_is_left_alone_where_there_are_others() {
+    let refused = |others: &[Op]| {
+        let mut world = downloading();
+        for op in others.iter().cloned().chain([Op::Busy(0), Op::Busy(0), Op::Busy(0)]) {
+            world.apply(op);
+        }
+        world
+    };
+    let open = |world: &World| world.requested.get(&peer(0)).map_or(0, BTreeMap::len);
+    let other = [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, u16::MAX)];
+    let mut world = refused(&other);
+    assert_eq!(open(&world), 0);
+    world.apply(Op::Wait(20));
+    assert!(open(&world) > 0, "it is asked again");
+    assert!(open(&refused(&[])) > 0, "a lone seeder is asked for something else");
+    let far = [Op::Found(3, false)];
+    assert!(open(&refused(&[&other[..], &far].concat())) > 0, "so it is where zones are far");
+}
+
+#[test]
+fn what_was_given_away_before_the_blob_was_whole_is_given_freely() {
+    let mut world = downloading();
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0)] {
+        world.apply(op);
+    }
+    for number in 0..PIECES {
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+        // The second is asked for and not sent.
+        if number < 2 {
+            world.apply(Op::Request(1, number as u8));
+            world.apply(Op::Sent(number == 0));
+        }
+    }
+    assert_eq!(world.stored.len(), PIECES as usize);
+    world.apply(Op::Finish(true));
+    for op in [Op::Connect(2), Op::Join(2, false, false), Op::Bitfield(2, 0)] {
+        world.apply(op);
+    }
+    for (n, number) in [(1, 1), (2, 0), (2, 1), (1, 0)] {
+        world.apply(Op::Request(n, number));
+    }
+    let sent: Vec<_> = world.sending.iter().map(|(to, piece)| (*to, piece.get())).collect();
+    assert_eq!(
+        sent,
+        [(peer(1), 1), (peer(2), 0), (peer(1), 0)],
+        "the other one is to be had from who got it"
+    );
+}
