@@ -94,8 +94,8 @@ pub struct Engine {
     buffered_bytes: u64,
     /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
     verifying: BTreeMap<(Digest, u32), u32>,
-    /// Swarms that waited for buffer room.
-    hungry: BTreeSet<Digest>,
+    /// Swarms that wait for buffer room, and how many bytes of it.
+    hungry: BTreeMap<Digest, u32>,
     /// The one of them that went on last.
     fed: Option<Digest>,
     rate_in: Bucket,
@@ -137,7 +137,7 @@ impl Engine {
             out: Out { now, effects: VecDeque::new() },
             buffered_bytes: 0,
             verifying: BTreeMap::new(),
-            hungry: BTreeSet::new(),
+            hungry: BTreeMap::new(),
             fed: None,
             bad_signers: BTreeSet::new(),
         }

@@ -41,17 +41,49 @@ pub(crate) struct Job {
 struct Queue {
     same_zone: bool,
     waiting: VecDeque<Job>,
-    active: BTreeMap<(Digest, PieceIndex), (Timestamp, u32)>,
+    /// Sends under way, and when they began.
+    active: BTreeMap<(Digest, PieceIndex), Timestamp>,
     served_bytes: u64,
+}
+
+/// How many sends are under way, by when they began.
+#[derive(Debug, Default)]
+struct Active {
+    begun: BTreeMap<Timestamp, usize>,
+    count: usize,
+}
+
+impl Active {
+    fn begin(&mut self, now: Timestamp) {
+        let beside = self.begun.entry(now).or_default();
+        *beside = beside.saturating_add(1);
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn end(&mut self, since: Timestamp) {
+        let Some(beside) = self.begun.get_mut(&since) else { return };
+        *beside = beside.saturating_sub(1);
+        if *beside == 0 {
+            self.begun.remove(&since);
+        }
+        self.count = self.count.saturating_sub(1);
+    }
+
+    /// Those that began less than `time` ago.
+    fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
+        let young = |(since, _): &(&Timestamp, &usize)| now.saturating_since(**since) < time;
+        self.begun.iter().rev().take_while(young).map(|(_, count)| *count).sum()
+    }
 }
 
 /// All uploads of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
     queues: BTreeMap<PeerId, Queue>,
+    /// Peers for whom something waits.
+    ready: BTreeSet<PeerId>,
     waiting: usize,
-    /// Sends under way.
-    active: usize,
+    active: Active,
     turn: u32,
     /// Nobody of another zone is connected or known.
     pub(crate) one_zone: bool,
@@ -67,13 +99,12 @@ impl Uploads {
     /// Queues a job; `false` when there is no room. A piece that waits already is not queued twice.
     pub(crate) fn push(&mut self, config: &EngineConfig, peer: PeerId, same_zone: bool, job: Job) -> bool {
         let room = self.queue_max(config);
-        // A newcomer starts level with whoever was served least: no debt to it, none of its own.
-        let level = self.queues.values().map(|queue| queue.served_bytes).min().unwrap_or(0);
-        let queue = self.queues.entry(peer).or_insert_with(|| Queue {
-            same_zone,
-            served_bytes: level,
-            ..Queue::default()
-        });
+        if !self.queues.contains_key(&peer) {
+            // A newcomer starts level with whoever was served least: no debt to it, none of its own.
+            let level = self.queues.values().map(|queue| queue.served_bytes).min().unwrap_or(0);
+            self.queues.insert(peer, Queue { same_zone, served_bytes: level, ..Queue::default() });
+        }
+        let Some(queue) = self.queues.get_mut(&peer) else { return false };
         let same = |other: &Job| other.digest == job.digest && other.piece == job.piece;
         if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.digest, job.piece)) {
             return true;
@@ -87,6 +118,7 @@ impl Uploads {
         }
         self.turned_away.remove(&peer);
         queue.waiting.push_back(job);
+        self.ready.insert(peer);
         self.waiting = self.waiting.saturating_add(1);
         true
     }
@@ -103,8 +135,9 @@ impl Uploads {
         }
         let fair = self.turn % FAIR_TURN == FAIR_TURN.saturating_sub(1);
         let peer = self
-            .queues
+            .ready
             .iter()
+            .filter_map(|peer| Some((peer, self.queues.get(peer)?)))
             .filter(|(_, queue)| queue.active.len() < config.upload_slots_per_peer)
             .filter_map(|(peer, queue)| Some((peer, queue, queue.waiting.front()?)))
             .filter(|(_, queue, _)| allowed(queue.same_zone))
@@ -118,8 +151,11 @@ impl Uploads {
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
-        queue.active.insert((job.digest, job.piece), (now, job.bytes));
-        self.active = self.active.saturating_add(1);
+        if queue.waiting.is_empty() {
+            self.ready.remove(&peer);
+        }
+        queue.active.insert((job.digest, job.piece), now);
+        self.active.begin(now);
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
@@ -136,13 +172,13 @@ impl Uploads {
         whole: bool,
     ) -> bool {
         let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove(&(digest, piece)));
-        let Some((since, _)) = active else { return false };
-        self.active = self.active.saturating_sub(1);
+        let Some(since) = active else { return false };
+        self.active.end(since);
         if whole {
             let secs = now.saturating_since(since).as_secs_f64();
             let mean = self.send_mean.unwrap_or(secs);
             self.send_mean = Some(mean + (secs - mean) * GAIN);
-            let beside = u32::try_from(self.active.saturating_add(1)).unwrap_or(u32::MAX);
+            let beside = u32::try_from(self.active.count.saturating_add(1)).unwrap_or(u32::MAX);
             let own = secs / f64::from(beside);
             let mean = self.wire_mean.unwrap_or(own);
             self.wire_mean = Some(mean + (own - mean) * GAIN);
@@ -161,6 +197,9 @@ impl Uploads {
         let before = queue.waiting.len();
         queue.waiting.retain(|job| job.digest != digest || job.piece != piece);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
+        if queue.waiting.is_empty() {
+            self.ready.remove(peer);
+        }
         queue.active.contains_key(&(digest, piece))
     }
 
@@ -170,14 +209,18 @@ impl Uploads {
         let before = queue.waiting.len();
         queue.waiting.retain(|job| job.digest != digest);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
+        if queue.waiting.is_empty() {
+            self.ready.remove(peer);
+        }
     }
 
     /// Forgets a peer that is gone.
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         self.turned_away.remove(peer);
+        self.ready.remove(peer);
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
-            self.active = self.active.saturating_sub(queue.active.len());
+            queue.active.into_values().for_each(|since| self.active.end(since));
         }
     }
 
@@ -208,17 +251,13 @@ impl Uploads {
 
     /// Sends that hang (their receiver stopped reading) stop counting, so that they cannot keep others out.
     fn has_slot(&self, config: &EngineConfig, now: Timestamp) -> bool {
-        if self.active < config.upload_slots {
+        if self.active.count < config.upload_slots {
             return true;
         }
         let slots = self.slots(config);
-        if self.active < slots {
-            return true;
-        }
-        let active = || self.queues.values().flat_map(|queue| queue.active.values());
-        let hold = self.slot_hold(config);
-        let fresh = active().filter(|(since, _)| now.saturating_since(*since) < hold).count();
-        fresh < slots && active().count() < slots.saturating_mul(HUNG_FACTOR)
+        self.active.count < slots
+            || self.active.younger_than(self.slot_hold(config), now) < slots
+                && self.active.count < slots.saturating_mul(HUNG_FACTOR)
     }
 
     /// Peers a seeder has room for: so many that each gets a piece in a short time, at the pace of the last sends.

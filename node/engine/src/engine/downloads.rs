@@ -1,9 +1,8 @@
 //! Asking for pieces and taking them in.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::layout::PIECE_BYTES_MIN;
 use shoal_types::{Digest, PeerId, PieceIndex, Zone};
 
 use super::Engine;
@@ -12,7 +11,7 @@ use super::picking::Picked;
 use crate::flow::Flow;
 use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
 use crate::message::{Channel, Message, PeerHint};
-use crate::swarm::member::{Outstanding, Refusal};
+use crate::swarm::member::{Member, Outstanding, Refusal};
 use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
 
@@ -95,14 +94,13 @@ impl Engine {
             return false;
         }
         if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
-            self.hungry.insert(digest);
+            self.hungry.insert(digest, piece_bytes);
             return false;
         }
         let lone_seeder = swarm.lone_seeder();
         if member.same_zone && !(lone_seeder && member.is_complete()) {
             let in_flight = swarm.in_flight(lone_seeder);
-            // Windows are looked at only where they matter.
-            if in_flight >= self.config.pipeline_pieces_spread && in_flight >= self.in_flight_max(swarm) {
+            if !self.may_be_in_flight(swarm, in_flight) {
                 return false;
             }
         }
@@ -145,23 +143,26 @@ impl Engine {
             let fresh = || Flow::new(&self.config, now).over_link();
             self.links.entry(zone.clone()).or_insert_with(fresh).requested(now, bytes);
         }
-        member.outstanding.insert(number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
+        let channel = member.our_channel;
+        swarm.asked(&peer, number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
         known.flow.requested(now, bytes);
         self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
         self.rate_in.take(bytes);
         if !same_zone {
             self.zone_rate_in.take(bytes);
         }
-        self.out.push(Effect::Expect { peer, channel: member.our_channel, digest, piece, bytes });
+        self.out.push(Effect::Expect { peer, channel, digest, piece, bytes });
         self.out.send(peer, Message::Request { to, piece: number });
         self.arm_stall(peer);
     }
 
-    /// Requests that a swarm may have in flight inside the zone, those at a lone seeder aside.
-    fn in_flight_max(&self, swarm: &Swarm) -> u32 {
-        let windows =
-            swarm.members.keys().filter_map(|peer| self.peers.get(peer)).map(|known| known.flow.window);
-        windows.max().unwrap_or(0).saturating_add(self.config.pipeline_pieces_spread)
+    /// Whether a swarm may have one more than so many requests in flight inside the zone, those at a lone seeder aside.
+    fn may_be_in_flight(&self, swarm: &Swarm, in_flight: usize) -> bool {
+        let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
+        // Windows are looked at only where they matter.
+        let Some(beyond) = in_flight.checked_sub(self.config.pipeline_pieces_spread) else { return true };
+        let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);
+        swarm.members.keys().any(|peer| window(peer) > beyond)
     }
 
     fn link_has_room(&self, zone: &Zone, bytes: u32) -> bool {
@@ -207,16 +208,19 @@ impl Engine {
 
     /// Lets the swarms that waited for buffer room go on, in turn from the one after the last that did.
     pub(super) fn feed_hungry(&mut self) {
+        if self.hungry.is_empty() {
+            return;
+        }
         let mut waiting = std::mem::take(&mut self.hungry);
         let mut later = match self.fed {
             Some(last) => waiting.split_off(&last),
-            None => BTreeSet::new(),
+            None => BTreeMap::new(),
         };
         // `last` itself comes at the very end.
-        let last = self.fed.filter(|last| later.remove(last));
-        for digest in later.into_iter().chain(waiting).chain(last) {
-            if self.buffered_bytes.saturating_add(PIECE_BYTES_MIN.into()) > self.config.buffer_bytes_max {
-                self.hungry.insert(digest);
+        let last = self.fed.and_then(|last| later.remove_entry(&last));
+        for (digest, bytes) in later.into_iter().chain(waiting).chain(last) {
+            if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
+                self.hungry.insert(digest, bytes);
             } else {
                 self.fed = Some(digest);
                 self.fill_swarm(digest);
@@ -238,9 +242,13 @@ impl Engine {
         }
     }
 
+    /// Takes a request out of the member that was asked.
+    fn answered(&mut self, digest: Digest, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
+        self.swarms.get_mut(&digest)?.answered(peer, number)
+    }
+
     pub(super) fn withdraw(&mut self, digest: Digest, peer: PeerId, number: u32) {
-        let Some(member) = self.member_mut(digest, &peer) else { return };
-        let Some(outstanding) = member.outstanding.remove(&number) else { return };
+        let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
         let (channel, to) = (member.our_channel, member.their_channel);
         if let Some(to) = to {
             self.out.send(peer, Message::Cancel { to, piece: number });
@@ -290,8 +298,7 @@ impl Engine {
         // A lone seeder has what nobody else has, and one far away what the zone lacks: those are asked for other pieces.
         let elsewhere =
             self.swarms.get(&digest).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
-        let Some(member) = self.member_mut(digest, &peer) else { return };
-        let Some(outstanding) = member.outstanding.remove(&number) else { return };
+        let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
         let channel = member.our_channel;
         let pause = member.refused.get(&number).map_or(retry, |before| {
             before.pause.saturating_mul(2).min(retry.saturating_mul(REFUSAL_FACTOR_MAX))
@@ -355,8 +362,7 @@ impl Engine {
     pub(super) fn piece_arrived(&mut self, peer: PeerId, channel: Channel, number: u32, buffer: BufferId) {
         let now = self.now;
         let found = self.digest_of(&peer, channel).and_then(|digest| {
-            let member = self.member_mut(digest, &peer)?;
-            let outstanding = member.outstanding.remove(&number)?;
+            let (member, outstanding) = self.answered(digest, &peer, number)?;
             member.refusals = 0;
             Some((digest, outstanding))
         });
@@ -537,7 +543,7 @@ impl Engine {
             let Some(piece) = blob.layout.piece(number) else { return };
             let bytes = blob.layout.len_of(piece);
             if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
-                self.hungry.insert(digest);
+                self.hungry.insert(digest, bytes);
                 return;
             }
             if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {

@@ -446,7 +446,7 @@ impl Engine {
         self.timers.cancel(Timer::Idle(peer));
         let same_zone = known.zone == self.zone;
         let origin = known.roles.contains(Role::Origin);
-        swarm.members.insert(peer, Member::new(channel, same_zone, origin, self.now));
+        swarm.add_member(peer, Member::new(channel, same_zone, origin, self.now));
         true
     }
 
@@ -462,7 +462,7 @@ impl Engine {
     pub(super) fn remove_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         swarm.search.set_standing(&peer, standing);
-        let Some(mut member) = swarm.members.remove(&peer) else { return };
+        let Some(mut member) = swarm.take_member(&peer) else { return };
         let channel = member.our_channel;
         if let Some(blob) = &mut swarm.blob {
             forget_pieces(blob, &mut member);

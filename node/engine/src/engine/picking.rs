@@ -243,7 +243,7 @@ impl Engine {
     /// somebody elsewhere to import from: whoever comes is not asked for anything before this was called.
     pub(super) fn refresh_zone(&mut self, digest: Digest) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
-        if swarm.is_complete() || swarm.members.values().all(|member| member.same_zone) {
+        if swarm.is_complete() || !swarm.has_foreign_members() {
             return;
         }
         let near = || swarm.members.iter().filter(|(_, member)| member.same_zone && member.is_joined());

@@ -13,7 +13,7 @@ use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, Vo
 
 use crate::io::{ReaderId, ReaderWant};
 use crate::random::Random;
-use member::Member;
+use member::{Member, Outstanding};
 use picker::Picker;
 use readers::Reader;
 use search::Search;
@@ -135,6 +135,10 @@ pub(crate) struct Swarm {
     /// The metainfo, once known.
     pub(crate) blob: Option<Blob>,
     pub(crate) members: BTreeMap<PeerId, Member>,
+    /// Members of other zones.
+    foreign_members: usize,
+    /// Requests in flight at members of the own zone.
+    near_in_flight: usize,
     pub(crate) readers: BTreeMap<ReaderId, Reader>,
     pub(crate) search: Search,
     /// This process owns the blob and answers with authority.
@@ -162,6 +166,8 @@ impl Swarm {
             opening: true,
             blob: None,
             members: BTreeMap::new(),
+            foreign_members: 0,
+            near_in_flight: 0,
             readers: BTreeMap::new(),
             search: Search::default(),
             owner: false,
@@ -181,22 +187,61 @@ impl Swarm {
         self.blob.as_ref().is_some_and(|blob| blob.complete)
     }
 
+    /// Takes in a member that is not one yet.
+    pub(crate) fn add_member(&mut self, peer: PeerId, member: Member) {
+        self.foreign_members = self.foreign_members.saturating_add(usize::from(!member.same_zone));
+        self.members.insert(peer, member);
+    }
+
+    /// Takes a member out, with what it was asked for.
+    pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
+        let member = self.members.remove(peer)?;
+        if member.same_zone {
+            self.near_in_flight = self.near_in_flight.saturating_sub(member.outstanding.len());
+        } else {
+            self.foreign_members = self.foreign_members.saturating_sub(1);
+        }
+        Some(member)
+    }
+
+    /// Notes that a member is asked for a piece that it was not asked for.
+    pub(crate) fn asked(&mut self, peer: &PeerId, number: u32, outstanding: Outstanding) {
+        let Some(member) = self.members.get_mut(peer) else { return };
+        self.near_in_flight = self.near_in_flight.saturating_add(usize::from(member.same_zone));
+        member.outstanding.insert(number, outstanding);
+    }
+
+    /// Takes out a request that a member has answered or that is withdrawn.
+    pub(crate) fn answered(&mut self, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
+        let member = self.members.get_mut(peer)?;
+        let outstanding = member.outstanding.remove(&number)?;
+        self.near_in_flight = self.near_in_flight.saturating_sub(usize::from(member.same_zone));
+        Some((member, outstanding))
+    }
+
     /// Whether somebody of another zone takes part or was heard of.
     pub(crate) fn spans_zones(&self) -> bool {
-        self.search.foreign || self.members.values().any(|member| !member.same_zone)
+        self.search.foreign || self.has_foreign_members()
+    }
+
+    pub(crate) fn has_foreign_members(&self) -> bool {
+        debug_assert_eq!(self.foreign_members, self.members.values().filter(|m| !m.same_zone).count());
+        self.foreign_members > 0
     }
 
     /// Whether one member alone has pieces that are wanted and nobody else has.
     pub(crate) fn lone_seeder(&self) -> bool {
-        self.members.values().filter(|member| member.is_complete()).count() == 1
-            && self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
+        self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
+            && self.members.values().filter(|member| member.is_complete()).take(2).count() == 1
     }
 
     /// Requests in flight inside the zone, those at a `lone` seeder aside; a link between zones has a window of its own.
-    pub(crate) fn in_flight(&self, lone: bool) -> u32 {
-        let counted = self.members.values().filter(|m| m.same_zone && !(lone && m.is_complete()));
-        let count: usize = counted.map(|member| member.outstanding.len()).sum();
-        u32::try_from(count).unwrap_or(u32::MAX)
+    pub(crate) fn in_flight(&self, lone: bool) -> usize {
+        let near = || self.members.values().filter(|member| member.same_zone);
+        debug_assert_eq!(self.near_in_flight, near().map(|member| member.outstanding.len()).sum::<usize>());
+        let at_seeder =
+            || near().filter(|m| m.is_complete()).map(|member| member.outstanding.len()).sum::<usize>();
+        self.near_in_flight.saturating_sub(if lone { at_seeder() } else { 0 })
     }
 
     /// Whether readers wait for anything at all.
