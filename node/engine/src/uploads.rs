@@ -35,6 +35,14 @@ pub(crate) struct Job {
     pub(crate) first_copy: bool,
     /// The peer imports for another zone: a whole zone waits for it.
     pub(crate) importer: bool,
+    /// All of another zone waits for this piece to begin with: it goes at once, whatever else is being sent.
+    pub(crate) opens_zone: bool,
+}
+
+impl Job {
+    fn is_for_zone(&self) -> bool {
+        self.importer || self.opens_zone
+    }
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +90,8 @@ pub(crate) struct Uploads {
     queues: BTreeMap<PeerId, Queue>,
     /// Peers for whom something waits.
     ready: BTreeSet<PeerId>,
+    /// Those of them whose next piece opens a zone.
+    opening: BTreeSet<PeerId>,
     waiting: usize,
     active: Active,
     turn: u32,
@@ -111,16 +121,34 @@ impl Uploads {
         }
         // A first copy is nowhere else to be had: whoever asks for one may always wait for one.
         // An importer is far away: those who are near would take every place before it could ask again.
-        let room = self.waiting < room || job.first_copy && queue.waiting.is_empty() || job.importer;
+        let room = self.waiting < room || job.first_copy && queue.waiting.is_empty() || job.is_for_zone();
         if queue.waiting.len() >= config.upload_queue_per_peer_max || !room {
             self.turned_away.insert(peer);
             return false;
         }
         self.turned_away.remove(&peer);
-        queue.waiting.push_back(job);
-        self.ready.insert(peer);
+        if job.opens_zone {
+            queue.waiting.push_front(job);
+        } else {
+            queue.waiting.push_back(job);
+        }
         self.waiting = self.waiting.saturating_add(1);
+        self.note(&peer);
         true
+    }
+
+    /// Looks anew at what waits for a peer.
+    fn note(&mut self, peer: &PeerId) {
+        let next = self.queues.get(peer).and_then(|queue| queue.waiting.front());
+        for (set, belongs) in
+            [(&mut self.ready, next.is_some()), (&mut self.opening, next.is_some_and(|job| job.opens_zone))]
+        {
+            if belongs {
+                set.insert(*peer);
+            } else {
+                set.remove(peer);
+            }
+        }
     }
 
     /// The next job to begin, if a slot is free, and to whom.
@@ -130,12 +158,10 @@ impl Uploads {
         now: Timestamp,
         mut allowed: impl FnMut(bool) -> bool,
     ) -> Option<(PeerId, Job)> {
-        if self.waiting == 0 || !self.has_slot(config, now) {
-            return None;
-        }
+        let candidates =
+            if self.waiting > 0 && self.has_slot(config, now) { &self.ready } else { &self.opening };
         let fair = self.turn % FAIR_TURN == FAIR_TURN.saturating_sub(1);
-        let peer = self
-            .ready
+        let peer = candidates
             .iter()
             .filter_map(|peer| Some((peer, self.queues.get(peer)?)))
             .filter(|(_, queue)| queue.active.len() < config.upload_slots_per_peer)
@@ -144,21 +170,19 @@ impl Uploads {
             .min_by_key(|(peer, queue, job)| {
                 // Whoever is behind comes first: uplinks are idle when some are done and others, limited by their own
                 // wires, are not.
-                let foreign = !queue.same_zone && !job.importer;
+                let foreign = !queue.same_zone && !job.is_for_zone();
                 let (foreign, progress) = if fair { (false, 0) } else { (foreign, job.progress) };
                 (foreign, progress, queue.served_bytes, queue.active.len(), **peer)
             })
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
-        if queue.waiting.is_empty() {
-            self.ready.remove(&peer);
-        }
         queue.active.insert((job.digest, job.piece), now);
         self.active.begin(now);
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
+        self.note(&peer);
         Some((peer, job))
     }
 
@@ -197,10 +221,9 @@ impl Uploads {
         let before = queue.waiting.len();
         queue.waiting.retain(|job| job.digest != digest || job.piece != piece);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
-        if queue.waiting.is_empty() {
-            self.ready.remove(peer);
-        }
-        queue.active.contains_key(&(digest, piece))
+        let sending = queue.active.contains_key(&(digest, piece));
+        self.note(peer);
+        sending
     }
 
     /// Forgets what waits of one blob for one peer.
@@ -209,19 +232,17 @@ impl Uploads {
         let before = queue.waiting.len();
         queue.waiting.retain(|job| job.digest != digest);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
-        if queue.waiting.is_empty() {
-            self.ready.remove(peer);
-        }
+        self.note(peer);
     }
 
     /// Forgets a peer that is gone.
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         self.turned_away.remove(peer);
-        self.ready.remove(peer);
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
             queue.active.into_values().for_each(|since| self.active.end(since));
         }
+        self.note(peer);
     }
 
     /// Requests that may wait: as many as are served in a short time, for what waits here is not asked for elsewhere.
@@ -297,6 +318,7 @@ mod tests {
             progress: 0,
             first_copy: false,
             importer: false,
+            opens_zone: false,
         }
     }
 

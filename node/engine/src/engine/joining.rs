@@ -515,6 +515,10 @@ impl Engine {
         self.swarms.get_mut(&digest)?.members.get_mut(peer)
     }
 
+    pub(super) fn blob_mut(&mut self, digest: Digest) -> Option<&mut Blob> {
+        self.swarms.get_mut(&digest)?.blob.as_mut()
+    }
+
     pub(super) fn their_channel(&self, digest: Digest, peer: &PeerId) -> Option<Channel> {
         self.swarms.get(&digest)?.members.get(peer)?.their_channel
     }

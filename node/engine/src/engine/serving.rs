@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
+use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp, Zone};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event};
 use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
-use crate::swarm::Given;
+use crate::swarm::{Blob, Given, Swarm};
 use crate::timers::Timer;
 use crate::uploads::{Job, PROGRESS_STEPS};
 
@@ -21,6 +21,8 @@ const AGAIN_MILLIS_MIN: u32 = 2;
 const AGAIN_MILLIS_MAX: u32 = 1000;
 /// Haves told at once at the start of a swarm, so that it does not wait for a batch.
 const EAGER_PIECES: u32 = 4;
+/// Pieces at the beginning of a blob that go to other zones at once.
+const OPENING_PIECES: u32 = 2;
 
 impl Engine {
     pub(super) fn requested(&mut self, digest: Digest, peer: PeerId, number: u32) {
@@ -42,21 +44,26 @@ impl Engine {
         let first_copy =
             blob.complete && !blob.given.contains_key(&number) && !blob.given_before.contains(piece);
         let same_zone = member.same_zone;
+        let opened = self.opens_zone(swarm, blob, &peer, number);
         let importer = !same_zone && self.roles_of(&peer).contains(Role::Origin);
         let bytes = blob.layout.len_of(piece);
-        let job = Job { digest, piece, to, bytes, progress, first_copy, importer };
+        let opens_zone = opened.is_some();
+        let job = Job { digest, piece, to, bytes, progress, first_copy, importer, opens_zone };
         if !blob.have.contains(piece) {
             return self
                 .out
                 .send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis: 0 });
         }
-        if let Some(hint) = self.first_receiver(digest, peer, number) {
+        if !opens_zone && let Some(hint) = self.first_receiver(digest, peer, number) {
             return self
                 .out
                 .send(peer, Message::Busy { to, piece: number, peers: vec![hint], again_millis: 0 });
         }
         if self.uploads.push(&self.config, peer, same_zone, job) {
             self.note_given(digest, peer, piece);
+            if let (Some(zone), Some(blob)) = (opened, self.blob_mut(digest)) {
+                blob.given_abroad.insert((number, zone), peer);
+            }
             self.serve();
         } else {
             let again = self
@@ -67,6 +74,19 @@ impl Engine {
             let again_millis = u32::try_from(again).unwrap_or(AGAIN_MILLIS_MAX);
             self.out.send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis });
         }
+    }
+
+    /// The zone that waits for what `asker` wants: one of the first pieces, which nobody there was given yet. All readers of that
+    /// zone begin with them, and whoever was given them here has its own zone to serve first.
+    fn opens_zone(&self, swarm: &Swarm, blob: &Blob, asker: &PeerId, number: u32) -> Option<Zone> {
+        if !blob.complete || number >= OPENING_PIECES {
+            return None;
+        }
+        let zone = &self.peers.get(asker)?.zone;
+        let takes_part = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.is_leecher());
+        let before = blob.given_abroad.get(&(number, zone.clone()));
+        let free = before.is_none_or(|before| before == asker || !takes_part(before));
+        (*zone != self.zone && free).then(|| zone.clone())
     }
 
     /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of

@@ -9,7 +9,7 @@ pub(crate) mod zones;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo};
+use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo, Zone};
 
 use crate::io::{ReaderId, ReaderWant};
 use crate::random::Random;
@@ -60,6 +60,8 @@ pub(crate) struct Blob {
     pub(crate) given: BTreeMap<u32, Given>,
     /// Pieces sent to somebody before the blob was complete here: none of them is in `given`.
     pub(crate) given_before: Bitfield,
+    /// To whom of another zone a seeder gave one of the first pieces.
+    pub(crate) given_abroad: BTreeMap<(u32, Zone), PeerId>,
     pub(crate) zone_ranks: ZoneRanks,
     /// When the zone last got on by itself.
     pub(crate) zone_progress: Timestamp,
@@ -94,6 +96,7 @@ impl Blob {
             pending: BTreeMap::new(),
             given: BTreeMap::new(),
             given_before: Bitfield::new(layout.piece_count()),
+            given_abroad: BTreeMap::new(),
             zone_ranks: ZoneRanks::default(),
             zone_progress: now,
             zone_leechers: 0,

@@ -197,3 +197,32 @@ fn what_was_given_away_before_the_blob_was_whole_is_given_freely() {
         "the other one is to be had from who got it"
     );
 }
+
+#[test]
+fn the_first_pieces_go_to_one_of_each_other_zone_at_once() {
+    let config = EngineConfig { upload_slots: 1, upload_slots_max: 1, ..EngineConfig::default() };
+    let mut world = World::new(config, 1);
+    (world.stored, world.finished) = ((0..PIECES).collect(), true);
+    for op in [Op::Connect(0), Op::Join(0, false, false), Op::Opened(2, 1)] {
+        world.apply(op);
+    }
+    for n in 1..PEERS {
+        world.apply(Op::Connect(n));
+        world.apply(Op::Join(n, false, false));
+    }
+    (0..PEERS).for_each(|n| world.apply(Op::Bitfield(n, 0)));
+    let asked = |world: &mut World, n, number| {
+        let before = world.sending.len();
+        world.apply(Op::Request(n, number));
+        world.sending[before..].to_vec() == [(peer(n), world.piece(u32::from(number)))]
+    };
+    assert!(asked(&mut world, 0, 0), "the first copy");
+    assert!(!asked(&mut world, 1, 0), "it is to be had from who got that");
+    assert!(asked(&mut world, 3, 0), "another zone waits for it; the only slot is taken");
+    assert!(!asked(&mut world, 4, 0), "it is there");
+    assert!(!asked(&mut world, 4, 2), "no reader begins with it");
+    assert!(asked(&mut world, 4, 1));
+    assert!(!asked(&mut world, 3, 1), "whoever asks first");
+    world.apply(Op::Disconnect(3));
+    assert!(asked(&mut world, 4, 0), "it is not there any more");
+}
