@@ -221,6 +221,7 @@ fn the_first_pieces_go_to_one_of_each_other_zone_at_once() {
     assert!(asked(&mut world, 3, 0), "another zone waits for it; the only slot is taken");
     assert!(!asked(&mut world, 4, 0), "it is there");
     assert!(!asked(&mut world, 4, 2), "no reader begins with it");
+    assert!(!asked(&mut world, 1, 1), "the own zone has its turns");
     assert!(asked(&mut world, 4, 1));
     assert!(!asked(&mut world, 3, 1), "whoever asks first");
     world.apply(Op::Disconnect(3));
