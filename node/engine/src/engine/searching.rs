@@ -8,11 +8,15 @@ use super::Engine;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
 use crate::swarm::Swarm;
+use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
 use crate::timers::Timer;
 
 /// How often an open search looks after those that do not answer.
 const SEARCH_TICK: Duration = Duration::from_millis(100);
+/// Pause between asking one owner and the next of its zone while the first is silent: the delay between connection attempts that
+/// RFC 8305, 5 recommends.
+const OWNER_STAGGER: Duration = Duration::from_millis(250);
 /// The pause between rounds doubles this many times at most.
 const RETRY_DOUBLINGS_MAX: u32 = 3;
 
@@ -90,7 +94,7 @@ impl Engine {
             let foreign = hint.zone != self.zone;
             swarm.search.foreign |= foreign;
             self.uploads.one_zone &= !foreign;
-            swarm.search.candidates.insert(hint.peer, Candidate { hint, owner, standing, heard: self.now });
+            swarm.search.candidates.insert(hint.peer, Candidate::new(hint, owner, standing, self.now));
         }
         if owner {
             self.refresh_zone(digest);
@@ -156,24 +160,48 @@ impl Engine {
             })
             .map(|(peer, candidate)| (*peer, candidate.owner, candidate.hint.zone == self.zone))
             .collect();
-        // Random keeps the graph connected. Owners come first while nothing is known, and of the others two in
-        // three are of the own zone: enough to share there, and some links to elsewhere.
+        // Random keeps the graph connected. Owners come first while nothing is known and last of their zone after that: a crowd
+        // is served by itself. Of the others two in three are of the own zone: enough to share there, and some links to elsewhere.
         self.random.shuffle(&mut fresh);
         let unknown = swarm.blob.is_none();
-        let mut keyed: Vec<(bool, bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
+        let mut keyed: Vec<(bool, bool, bool, bool, PeerId)> = Vec::with_capacity(fresh.len());
         for (peer, owner, same_zone) in fresh {
-            keyed.push((!(unknown && owner), !same_zone && self.random.chance(2, 3), same_zone, peer));
+            let far = !same_zone && self.random.chance(2, 3);
+            keyed.push((!(unknown && owner), far, owner, same_zone, peer));
         }
-        keyed.sort_by_key(|(owner, zone, ..)| (*owner, *zone));
-        for (_, _, same_zone, peer) in keyed {
+        keyed.sort_by_key(|(known, far, owner, ..)| (*known, *far, *owner));
+        for (known, _, _, same_zone, peer) in keyed {
             if room == 0 && abroad == 0 {
                 break;
+            }
+            if !known && !self.peers.contains_key(&peer) && self.awaits_fellow(digest, &peer) {
+                continue;
             }
             if (room > 0 || !same_zone) && self.reach(digest, peer) {
                 room = room.saturating_sub(1);
                 abroad = abroad.saturating_sub(usize::from(!same_zone));
             }
         }
+    }
+
+    /// Whether another owner of the same zone was asked just now, and has not said that it lacks the metainfo. One is enough to
+    /// begin with: the owners of what a crowd wants have to open a connection to each of the crowd before it can begin.
+    fn awaits_fellow(&self, digest: Digest, owner: &PeerId) -> bool {
+        let Some(swarm) = self.swarms.get(&digest) else { return false };
+        let candidates = &swarm.search.candidates;
+        let zone = candidates.get(owner).map(|candidate| &candidate.hint.zone);
+        candidates.iter().any(|(peer, candidate)| {
+            let searches = |member: &Member| member.is_joined() && member.wants_metainfo;
+            let helps = match candidate.standing {
+                Standing::Dialing => true,
+                Standing::Asked => swarm.members.get(peer).is_some_and(|member| !searches(member)),
+                Standing::Fresh | Standing::Absent(_) | Standing::Gone => false,
+            };
+            candidate.owner
+                && helps
+                && Some(&candidate.hint.zone) == zone
+                && self.now.saturating_since(candidate.tried) < OWNER_STAGGER
+        })
     }
 
     /// How many peers a swarm looks for: more when those it has are ahead of it, for then they get more than it does. A
@@ -216,6 +244,11 @@ impl Engine {
 
     /// Asks a connected peer or dials it; `false` when it cannot be reached.
     fn reach(&mut self, digest: Digest, peer: PeerId) -> bool {
+        if let Some(swarm) = self.swarms.get_mut(&digest)
+            && let Some(candidate) = swarm.search.candidates.get_mut(&peer)
+        {
+            candidate.tried = self.now;
+        }
         if self.peers.get(&peer).is_some_and(|known| !known.dropped) {
             return self.ask(digest, peer);
         }
@@ -420,7 +453,7 @@ impl Engine {
         if swarm.search.candidates.len() >= most && !evict(swarm) && !evict_oldest(swarm) {
             return;
         }
-        let candidate = Candidate { hint, owner: false, standing: Standing::Fresh, heard: now };
+        let candidate = Candidate::new(hint, false, Standing::Fresh, now);
         swarm.search.candidates.insert(peer, candidate);
     }
 

@@ -146,6 +146,7 @@ struct World {
     now: Timestamp,
     vouched: Arc<VouchedMetainfo>,
     connected: BTreeSet<PeerId>,
+    dialed: Vec<PeerId>,
     /// Channels the engine told each peer, newest last, and what each peer advertised.
     channels: BTreeMap<PeerId, u32>,
     advertised: BTreeMap<PeerId, BTreeSet<u32>>,
@@ -174,6 +175,7 @@ impl World {
             now: Timestamp::ZERO,
             vouched: vouched(1),
             connected: BTreeSet::new(),
+            dialed: Vec::new(),
             channels: BTreeMap::new(),
             advertised: BTreeMap::new(),
             requested: BTreeMap::new(),
@@ -492,7 +494,8 @@ impl World {
             self.effect(effect);
         }
         assert!(self.engine.buffered_bytes() <= self.config.buffer_bytes_max);
-        assert!(self.sending.len() <= self.config.upload_slots_max * 4);
+        // Two pieces open the other zone, whatever else is being sent.
+        assert!(self.sending.len() <= self.config.upload_slots_max * 4 + 2);
         for open in self.requested.values() {
             assert!(open.len() <= self.config.pipeline_pieces_max as usize);
         }
@@ -550,8 +553,8 @@ impl World {
                 let model = self.readers.get_mut(&reader).expect("a reader of ours");
                 assert!(!std::mem::replace(&mut model.over, true), "a reader ends twice");
             }
+            Effect::Connect { peer, .. } => self.dialed.push(peer),
             Effect::Report(_)
-            | Effect::Connect { .. }
             | Effect::CancelSend { .. }
             | Effect::CreateBlob { .. }
             | Effect::Lookup { .. }

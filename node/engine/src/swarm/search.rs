@@ -39,6 +39,14 @@ pub(crate) struct Candidate {
     pub(crate) owner: bool,
     pub(crate) standing: Standing,
     pub(crate) heard: Timestamp,
+    /// When it was dialled or, being connected, asked.
+    pub(crate) tried: Timestamp,
+}
+
+impl Candidate {
+    pub(crate) fn new(hint: PeerHint, owner: bool, standing: Standing, now: Timestamp) -> Self {
+        Self { hint, owner, standing, heard: now, tried: now }
+    }
 }
 
 /// Lookups and candidates of one swarm.

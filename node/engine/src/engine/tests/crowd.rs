@@ -227,3 +227,60 @@ fn the_first_pieces_go_to_one_of_each_other_zone_at_once() {
     world.apply(Op::Disconnect(3));
     assert!(asked(&mut world, 4, 0), "it is not there any more");
 }
+
+/// Somebody who looks for a blob and has heard of two owners here, 0 and 1, and one elsewhere, 3.
+fn searching(before: &[Op]) -> World {
+    let mut world = World::new(EngineConfig::default(), 1);
+    let found = [Op::Read(1), Op::Opened(0, 1), Op::Found(0, true), Op::Found(1, true), Op::Found(3, true)];
+    for op in before.iter().cloned().chain(found) {
+        world.apply(op);
+    }
+    world
+}
+
+#[test]
+fn one_owner_of_a_zone_is_dialled_and_the_next_when_it_is_silent() {
+    let mut world = searching(&[]);
+    assert_eq!(world.dialed, [peer(0), peer(3)], "one here and one there");
+    world.apply(Op::Wait(249));
+    assert_eq!(world.dialed.len(), 2);
+    world.apply(Op::Wait(60));
+    assert_eq!(world.dialed[2..], [peer(1)], "at the next tick");
+    let world = searching(&[Op::Connect(1)]);
+    assert!(world.channels.contains_key(&peer(1)), "who is connected is asked");
+    assert_eq!(world.dialed, [peer(0), peer(3)], "as well");
+}
+
+#[test]
+fn the_next_owner_is_dialled_at_once_when_the_first_is_of_no_help() {
+    let dialed_after = |answer: &[Op]| {
+        let mut world = searching(&[]);
+        answer.iter().cloned().for_each(|op| world.apply(op));
+        world.dialed.contains(&peer(1))
+    };
+    assert!(dialed_after(&[Op::ConnectFailed(0)]));
+    for why in 0..4 {
+        assert!(dialed_after(&[Op::Connect(0), Op::Absent(0, why)]), "it does not take part, {why}");
+    }
+    let joined = |searches| [Op::Connect(0), Op::Join(0, searches, false), Op::Wait(100)];
+    assert!(dialed_after(&joined(true)), "it searches too");
+    assert!(!dialed_after(&joined(false)), "its metainfo is on its way");
+}
+
+#[test]
+fn owners_are_dialled_last_once_the_metainfo_is_here() {
+    let dialed = |others: &[Op], seed| {
+        let config = EngineConfig { peers_per_swarm_max: 1, ..EngineConfig::default() };
+        let mut world = World::new(config, seed);
+        let here = [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)];
+        let known = [Op::Join(0, false, false), Op::Metainfo(0), Op::Found(1, true)];
+        for op in here.into_iter().chain(known).chain(others.iter().cloned()).chain([Op::Leave(0)]) {
+            world.apply(op);
+        }
+        world.dialed
+    };
+    for seed in 0..8 {
+        assert_eq!(dialed(&[], seed), [peer(1)], "there is nobody else");
+        assert_eq!(dialed(&[Op::Found(2, false)], seed), [peer(2)]);
+    }
+}
