@@ -14,8 +14,9 @@ use crate::timers::Timer;
 
 /// How often an open search looks after those that do not answer.
 const SEARCH_TICK: Duration = Duration::from_millis(100);
-/// Pause between asking one owner and the next of its zone while the first is silent: the delay between connection attempts that
-/// RFC 8305, 5 recommends.
+/// Owners of a zone that are dialled at once.
+const OWNERS_AT_ONCE: usize = 2;
+/// Pause until the next one is dialled while these are silent: the delay between connection attempts that RFC 8305, 5 recommends.
 const OWNER_STAGGER: Duration = Duration::from_millis(250);
 /// The pause between rounds doubles this many times at most.
 const RETRY_DOUBLINGS_MAX: u32 = 3;
@@ -174,7 +175,7 @@ impl Engine {
             if room == 0 && abroad == 0 {
                 break;
             }
-            if !known && !self.peers.contains_key(&peer) && self.awaits_fellow(digest, &peer) {
+            if !known && !self.peers.contains_key(&peer) && self.awaits_fellows(digest, &peer) {
                 continue;
             }
             if (room > 0 || !same_zone) && self.reach(digest, peer) {
@@ -184,24 +185,25 @@ impl Engine {
         }
     }
 
-    /// Whether another owner of the same zone was asked just now, and has not said that it lacks the metainfo. One is enough to
-    /// begin with: the owners of what a crowd wants have to open a connection to each of the crowd before it can begin.
-    fn awaits_fellow(&self, digest: Digest, owner: &PeerId) -> bool {
+    /// Whether enough other owners of the same zone were asked just now, and have not said that they lack the metainfo. All of them
+    /// are more than a download needs to begin with, and each has to open a connection to everybody in a crowd first.
+    fn awaits_fellows(&self, digest: Digest, owner: &PeerId) -> bool {
         let Some(swarm) = self.swarms.get(&digest) else { return false };
         let candidates = &swarm.search.candidates;
         let zone = candidates.get(owner).map(|candidate| &candidate.hint.zone);
-        candidates.iter().any(|(peer, candidate)| {
+        let fellows = candidates.iter().filter(|(peer, candidate)| {
             let searches = |member: &Member| member.is_joined() && member.wants_metainfo;
             let helps = match candidate.standing {
                 Standing::Dialing => true,
-                Standing::Asked => swarm.members.get(peer).is_some_and(|member| !searches(member)),
+                Standing::Asked => swarm.members.get(*peer).is_some_and(|member| !searches(member)),
                 Standing::Fresh | Standing::Absent(_) | Standing::Gone => false,
             };
             candidate.owner
                 && helps
                 && Some(&candidate.hint.zone) == zone
                 && self.now.saturating_since(candidate.tried) < OWNER_STAGGER
-        })
+        });
+        fellows.count() >= OWNERS_AT_ONCE
     }
 
     /// How many peers a swarm looks for: more when those it has are ahead of it, for then they get more than it does. A
