@@ -49,6 +49,9 @@ impl Node {
             Request::Stat { digest, repository } => {
                 Answer::Stat(self.stat_here(digest, repository.as_ref()).await)
             }
+            Request::IsKept { digest, repository } => {
+                Answer::Stat(self.kept_here(digest, repository.as_ref()).await)
+            }
             request @ (Request::ResolveUpstream { .. } | Request::FetchUpstream { .. }) => {
                 self.answer_upstream(request).await
             }

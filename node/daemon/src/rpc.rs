@@ -215,6 +215,17 @@ pub enum Request {
         #[n(0)]
         probe: Digest,
     },
+    /// "Is this blob in your backend, or on its way there?" A copy in the store that may be evicted does not count. The answer
+    /// is that to [`Self::Stat`].
+    #[n(26)]
+    IsKept {
+        /// The blob.
+        #[n(0)]
+        digest: Digest,
+        /// The repository it is asked for.
+        #[n(1)]
+        repository: Option<RepositoryName>,
+    },
 }
 
 /// A try to connect.
@@ -548,6 +559,7 @@ mod tests {
         let requests = [
             Request::Anchor { metainfo: Box::new(metainfo), repository: Some(repository.clone()) },
             Request::Stat { digest, repository: None },
+            Request::IsKept { digest, repository: Some(repository.clone()) },
             Request::ListRecords {
                 repository: repository.clone(),
                 what: Listing::Referrers(digest),

@@ -212,7 +212,7 @@ async fn restore(node: &Node, digest: Digest) {
         if owner.peer == local {
             continue;
         }
-        let stat = Request::Stat { digest, repository: None };
+        let stat = Request::IsKept { digest, repository: None };
         let lacks = matches!(
             node.links().ask(owner.peer, &owner.endpoints, &stat, STAT_TIMEOUT).await,
             Ok(Answer::Stat(Found::Absent))

@@ -176,6 +176,26 @@ impl Vault {
         Ok(self.backends.find(digest, repository).await?.map(|found| found.size))
     }
 
+    /// Size of a blob that is in a backend, or waits on the disk to be written to one; `None` when this origin keeps no copy for good.
+    ///
+    /// # Errors
+    /// [`BackendError`]: one does not answer.
+    pub(crate) async fn kept(
+        &self,
+        digest: &Digest,
+        repository: Option<&RepositoryName>,
+    ) -> Result<Option<u64>, BackendError> {
+        if self.queue.contains(&Item::Blob(*digest)) {
+            let (store, wanted) = (self.store.clone(), *digest);
+            if let Ok(Some(entry)) = blocking(move || store.lookup(&wanted)).await
+                && entry.complete
+            {
+                return Ok(Some(entry.metainfo.size()));
+            }
+        }
+        self.stat(digest, repository).await
+    }
+
     /// The source that the images of `repository` are pulled through from, if it is such a repository.
     pub fn source(&self, repository: &RepositoryName) -> Option<&Member> {
         self.backends.of(repository).filter(|member| !member.backend.is_writable())

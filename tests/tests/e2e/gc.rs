@@ -136,6 +136,38 @@ async fn what_no_tag_reaches_leaves_the_backends_and_nothing_else() -> Result<()
     mesh.finish().await
 }
 
+/// A client that finds a blob pushes none. Whoever takes the manifest that names it sees to it that an origin keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_in_an_origins_store_is_not_taken_for_one_that_is_kept() -> Result<()> {
+    let mesh = Mesh::empty().node(NodeSpec::bootstrap("b0")).node(NodeSpec::origin("o0"));
+    let mut mesh = mesh.node(NodeSpec::gateway("g0")).start().await?;
+    let backends = [mesh.scratch("backend/o0")?];
+    let image = ImageBuilder::new(921).gzip(false).payload(100_000).build()?;
+    mesh.registry("g0", "app")?.push_image("1", &image).await?;
+    let written = async || {
+        let stored = async || Ok(check(&backends, &image, true).ok());
+        wait_until("all of it is in the backend", shoal_tests::wait::PATIENCE, stored).await
+    };
+    written().await?;
+    // One gateway has no copies, the other has.
+    mesh.add(NodeSpec::gateway("g1")).await?;
+    for (gateway, tag) in [("g1", "2"), ("g0", "3")] {
+        // What is left of it at the origin is the copy in its store, which may be evicted.
+        for blob in image.blobs() {
+            let hex = blob.digest.trim_start_matches("sha256:");
+            std::fs::remove_file(backends[0].join("blobs/sha256").join(&hex[..2]).join(hex))?;
+        }
+        let app = mesh.registry(gateway, "app")?;
+        for blob in image.blobs() {
+            let path = format!("/v2/app/blobs/{}", blob.digest);
+            client::call(app.addr, http::Method::HEAD, &path).await?.expect(StatusCode::OK).await?;
+        }
+        app.push_manifest(tag, &image.manifest).await?.expect(StatusCode::CREATED).await?;
+        written().await?;
+    }
+    mesh.finish().await
+}
+
 /// Runs `shoal gc` until it says that it deletes nothing because of `why`; it must never do anything else.
 async fn refused(mesh: &Mesh, why: &str) -> Result<()> {
     let what = format!("a collection is refused because of {why:?}");

@@ -50,7 +50,7 @@ impl Node {
         {
             return Ok(entry.metainfo.size());
         }
-        match self.ask_owners(digest, repository).await {
+        match self.ask_owners(digest, repository, false).await {
             Some(Found::Size(size)) => Ok(size),
             Some(Found::Absent) => Err(StatError::NotFound),
             // Nobody answers for the blob: look for a cache that has it.
@@ -58,20 +58,30 @@ impl Node {
         }
     }
 
-    /// What the owners say of a blob; `None` when none of them answers.
+    /// What the owners say of a blob, of a copy that is kept for good or of any; `None` when none of them answers.
     pub(super) async fn ask_owners(
         &self,
         digest: Digest,
         repository: Option<&RepositoryName>,
+        kept: bool,
     ) -> Option<Found> {
-        let request = Request::Stat { digest, repository: repository.cloned() };
+        let asked_for = repository.cloned();
+        let request = if kept {
+            Request::IsKept { digest, repository: asked_for }
+        } else {
+            Request::Stat { digest, repository: asked_for }
+        };
         let owners = self.discovery().blob_owners(&digest);
         let mut asked: FuturesUnordered<_> = owners
             .iter()
             .take(OWNERS_ASKED)
             .map(|owner| async {
                 if owner.peer == self.peer_id() {
-                    return Some(self.stat_here(digest, repository).await);
+                    return Some(if kept {
+                        self.kept_here(digest, repository).await
+                    } else {
+                        self.stat_here(digest, repository).await
+                    });
                 }
                 match self.links().ask(owner.peer, &owner.endpoints, &request, STAT_TIMEOUT).await {
                     Ok(Answer::Stat(found)) => Some(found),
@@ -106,6 +116,16 @@ impl Node {
         }
         let Some(vault) = self.vault() else { return Found::Absent };
         match vault.stat(&digest, repository).await {
+            Ok(Some(size)) => Found::Size(size),
+            Ok(None) => Found::Absent,
+            Err(_) => Found::Unsure,
+        }
+    }
+
+    /// Whether this process keeps a blob for good: in a backend, or on its disk until it is there. Its store may evict what is only there.
+    pub(crate) async fn kept_here(&self, digest: Digest, repository: Option<&RepositoryName>) -> Found {
+        let Some(vault) = self.vault() else { return Found::Absent };
+        match vault.kept(&digest, repository).await {
             Ok(Some(size)) => Found::Size(size),
             Ok(None) => Found::Absent,
             Err(_) => Found::Unsure,

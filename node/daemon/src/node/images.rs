@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use shoal_engine::io::ReadError;
+use shoal_engine::io::{ReadError, ReaderWant};
 use shoal_origin::Content;
 use shoal_types::{Digest, Metainfo, RecordKey, RecordKind, RecordValue, Reference, RepositoryName, TagName};
 
@@ -228,13 +228,17 @@ impl Node {
         let all: Vec<Digest> = contents.manifests.iter().chain(&contents.blobs).copied().collect();
         self.retain(&all).await;
         let checks = all.into_iter().map(|digest| async move {
-            if !matches!(self.ask_owners(digest, Some(repository)).await, Some(Found::Absent)) {
+            if !matches!(self.ask_owners(digest, Some(repository), true).await, Some(Found::Absent)) {
                 return Ok(());
             }
             let store = self.store().clone();
             let here = blocking(move || store.lookup(&digest)).await.map_err(FinishError::Store)?;
             if !here.is_some_and(|entry| entry.complete) {
-                return Err(FinishError::Unsafe(format!("{digest} has just been deleted: push it again")));
+                // It was seen a moment ago: somebody has a copy, or it is being deleted.
+                let mut copy = self.driver().open(digest, ReaderWant::Whole).await;
+                copy.done().await.map_err(|_| {
+                    FinishError::Unsafe(format!("{digest} has just been deleted: push it again"))
+                })?;
             }
             self.keep_safe(digest, Some(repository.clone())).await.map_err(FinishError::from)
         });

@@ -439,6 +439,7 @@ impl Records {
             }
             Request::Anchor { .. }
             | Request::Stat { .. }
+            | Request::IsKept { .. }
             | Request::Renew
             | Request::Time
             | Request::Examine { .. }
