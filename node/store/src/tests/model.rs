@@ -1,6 +1,9 @@
 //! Random operations on the store and on a naive model of it, restarts and crashes among them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -76,17 +79,47 @@ struct World {
     dir: tempfile::TempDir,
 }
 
-pub(super) fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+/// What is below a directory: files with their lengths in bytes, directories without.
+fn listing(dir: &Path) -> io::Result<BTreeMap<PathBuf, Option<u64>>> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![dir.to_path_buf()];
+    while let Some(next) = left.pop() {
+        for entry in std::fs::read_dir(next)? {
+            let entry = entry?;
+            let is_dir = entry.file_type()?.is_dir();
+            found.insert(entry.path(), (!is_dir).then_some(entry.metadata()?.len()));
+            left.extend(is_dir.then(|| entry.path()));
         }
     }
+    Ok(found)
+}
+
+/// Copies a directory as it is at one moment, which is what a killed process leaves.
+///
+/// RocksDB's own threads go on creating and deleting files beside us, so a copy counts only if the files were the
+/// same before and after it.
+pub(super) fn copy_at_one_moment(from: &Path) -> tempfile::TempDir {
+    let attempt = || -> io::Result<Option<tempfile::TempDir>> {
+        let copy = tempfile::tempdir()?;
+        let before = listing(from)?;
+        for (path, len) in &before {
+            let target = copy.path().join(path.strip_prefix(from).unwrap());
+            match len {
+                None => std::fs::create_dir(target)?,
+                Some(_) => drop(std::fs::copy(path, target)?),
+            }
+        }
+        Ok((listing(from)? == before).then_some(copy))
+    };
+    for _ in 0..1_000 {
+        match attempt() {
+            Ok(Some(copy)) => return copy,
+            Ok(None) => {}
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{} does not come to rest", from.display());
 }
 
 fn id(upload: u8) -> UploadId {
@@ -293,8 +326,7 @@ impl World {
 
     fn restart(&mut self, crash: bool) {
         if crash {
-            let copy = tempfile::tempdir().unwrap();
-            copy_dir(self.dir.path(), copy.path());
+            let copy = copy_at_one_moment(self.dir.path());
             self.pins.clear();
             self.store = None;
             self.dir = copy;

@@ -190,8 +190,7 @@ fn deletions_that_waited_are_finished() {
     assert_eq!(store.remove(&blob.digest()).unwrap(), Removal::Deferred);
     std::mem::forget(pin);
     // The pin keeps the store open, so the crash is of a copy.
-    let copy = tempfile::tempdir().unwrap();
-    super::model::copy_dir(dir.path(), copy.path());
+    let copy = super::model::copy_at_one_moment(dir.path());
     let (store, report) = Store::open(config(copy.path()), NOW).unwrap();
     assert_eq!(report, RepairReport { deletions_finished: 1, ..Default::default() });
     assert_eq!((list(&store), file_count(&copy.path().join("blobs"))), (vec![], 0));
