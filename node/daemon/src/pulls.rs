@@ -66,7 +66,7 @@ pub struct Pull {
     /// When its whole digest was right, milliseconds since the process started.
     pub completed_ms: Option<u64>,
     /// What peers gave.
-    pub peers: BTreeMap<String, Share>,
+    pub peers: BTreeMap<PeerId, Share>,
     /// Bytes from peers beyond those told apart.
     pub others_bytes: u64,
     /// Bytes from this process's backend.
@@ -201,11 +201,10 @@ fn note_piece(pull: &mut Pull, from: Option<&PeerId>, zone: Option<Zone>, bytes:
 
 /// A peer's share, while there is room to tell it apart.
 fn share<'a>(pull: &'a mut Pull, peer: &PeerId) -> Option<&'a mut Share> {
-    let name = peer.to_string();
-    if pull.peers.len() >= SOURCES_MAX && !pull.peers.contains_key(&name) {
+    if pull.peers.len() >= SOURCES_MAX && !pull.peers.contains_key(peer) {
         return None;
     }
-    Some(pull.peers.entry(name).or_default())
+    Some(pull.peers.entry(*peer).or_default())
 }
 
 fn entry<'a>(pulls: &'a mut IndexMap<Digest, Pull>, digest: &Digest, at_ms: u64) -> &'a mut Pull {
@@ -265,7 +264,7 @@ mod tests {
         pulls.note(&received(digest, None));
         let (_, pull) = pulls.recent().remove(0);
         assert_eq!((pull.peers.len(), pull.others_bytes, pull.backend_bytes), (SOURCES_MAX, 60, 10));
-        assert_eq!(pull.peers[&PeerId::from_public_key([1; 32]).to_string()].bytes, 20);
+        assert_eq!(pull.peers[&PeerId::from_public_key([1; 32])].bytes, 20);
         for n in 0..PULLS_MAX as u64 {
             pulls.note_local(&Digest::sha256(&n.to_le_bytes()), 1, 1, 0);
         }

@@ -1,6 +1,7 @@
 //! What a pull was bounded by, in one word and one sentence.
 
 use serde::Serialize;
+use shoal_types::PeerId;
 
 use super::{Phase, Pull};
 
@@ -13,7 +14,7 @@ pub struct Verdict {
     /// What most of the time was spent on; `None` when nothing took any.
     pub phase: Option<Phase>,
     /// The peer that was waited for longest, when that was for a seeder.
-    pub peer: Option<String>,
+    pub peer: Option<PeerId>,
     /// The same as a sentence.
     pub text: String,
 }
@@ -56,7 +57,7 @@ impl Pull {
                     seconds(share.waited_ms),
                     bytesize::ByteSize::b(share.bytes)
                 );
-                (Some(peer.clone()), text)
+                (Some(*peer), text)
             }
             (Phase::Seeder, _) => (None, format!("waiting for anybody to have what was lacking, {of}")),
             (Phase::Lookup, _) => (None, format!("finding out who has the blob, {of}")),
