@@ -1,8 +1,8 @@
 //! Reading verified bytes.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,11 +21,10 @@ impl Store {
     pub fn read(&self, digest: &Digest, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), ReadError> {
         let file = self.inner.readable(digest, &range)?;
         let len = range.end.saturating_sub(range.start);
-        buffer.clear();
         // A range inside a blob, whose size is a u64 at most BLOB_BYTES_MAX; usize is 64 bits where this runs.
-        buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
         // The lock is not held here: a blob removed meanwhile is read from its open file all the same.
-        file.read_exact_at(buffer, range.start)
+        read_at(&file, range.start, len, buffer)
             .map_err(StoreError::io("read", &self.inner.disk.blob_path(digest)))?;
         Ok(())
     }
@@ -58,6 +57,24 @@ impl Store {
         let complete = matches!(*slot.state.lock(), State::Complete);
         complete.then(|| self.inner.disk.blob_path(digest))
     }
+}
+
+/// Replaces what is in `buffer` by `len` bytes of a file. Memory that is filled anyway is not zeroed first: for a piece
+/// that costs as much as reading it does.
+fn read_at(file: &File, mut offset: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    buffer.reserve_exact(len);
+    while buffer.len() < len {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => offset = offset.saturating_add(read as u64),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The buffer may be larger than was asked for.
+    buffer.truncate(len);
+    Ok(())
 }
 
 impl Inner {
