@@ -35,6 +35,7 @@ impl Swarm {
             peers_per_swarm_max: PEERS as usize,
             peers_per_swarm_inbound_max: PEERS as usize,
             upload_slots: 1 << 20,
+            upload_burst: 1 << 20,
             upload_queue_min: 1 << 12,
             messages_per_sec_max: u64::MAX >> 1,
             ..EngineConfig::default()

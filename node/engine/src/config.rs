@@ -64,6 +64,9 @@ pub struct EngineConfig {
     pub upload_slots_max: usize,
     /// See `upload_slots_max`.
     pub upload_slot_time: Duration,
+    /// Sends that begin at once; further ones to peers that have next to nothing begin no faster than the wire was seen to carry
+    /// them. Sends that share a wire all end late, and a piece is passed on only when it is whole.
+    pub upload_burst: usize,
     /// Pieces sent to one peer at once.
     pub upload_slots_per_peer: usize,
     /// Time after which a send that does not end stops holding a slot that others could use.
@@ -156,6 +159,7 @@ impl Default for EngineConfig {
             upload_slots: 10,
             upload_slots_max: 20,
             upload_slot_time: millis(150),
+            upload_burst: 3,
             upload_slots_per_peer: 2,
             upload_slot_hold: millis(2000),
             upload_queue_per_peer_max: 128,
@@ -227,6 +231,7 @@ impl EngineConfig {
             ("connections_max", self.connections_max),
             ("channels_per_peer_max", self.channels_per_peer_max),
             ("upload_slots", self.upload_slots),
+            ("upload_burst", self.upload_burst),
             ("upload_slots_per_peer", self.upload_slots_per_peer),
             ("upload_queue_per_peer_max", self.upload_queue_per_peer_max),
             ("have_batch_max", self.have_batch_max),

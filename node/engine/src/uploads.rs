@@ -13,14 +13,22 @@ use crate::message::Channel;
 const FAIR_TURN: u32 = 4;
 /// Steps in which peers' progress is compared. Peers within a step take turns by what they were served.
 pub(crate) const PROGRESS_STEPS: u8 = 50;
+/// Who has less of the blob is a beginner: a 25th.
+const BEGINNERS_STEPS: u8 = 2;
 /// Weight of a new sample in the mean time of a send: 1/8, as TCP's smoothed round trip (RFC 6298).
 const GAIN: f64 = 0.125;
 /// A send that takes so many times the mean hangs.
 const HANGS_FACTOR: u32 = 4;
-/// No send hangs before this.
+/// No send hangs before this. Before a send has ended, the first ones are taken to need so long.
 const SLOT_HOLD_MIN: Duration = Duration::from_millis(50);
+/// No send holds others back for longer than this.
+const SLOT_HOLD_MAX: Duration = Duration::from_secs(1);
 /// Sends that hang may hold at most this many times the slots.
 const HUNG_FACTOR: usize = 4;
+/// Sends begin so many times faster than the wire was seen to carry them: what it can carry is found out by trying.
+const PACE_FACTOR: f64 = 1.3;
+/// Part of the difference by which the wire's rate falls with every send that was slower.
+const RATE_DECAY: f64 = 1.0 / 64.0;
 
 /// A piece a peer waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,38 +57,83 @@ impl Job {
 struct Queue {
     same_zone: bool,
     waiting: VecDeque<Job>,
-    /// Sends under way, and when they began.
-    active: BTreeMap<(Digest, PieceIndex), Timestamp>,
+    active: BTreeMap<(Digest, PieceIndex), Sending>,
     served_bytes: u64,
+}
+
+/// A send under way.
+#[derive(Clone, Copy, Debug)]
+struct Sending {
+    since: Timestamp,
+    bytes: u32,
+    /// [`Active::load`] when it began.
+    load: f64,
+}
+
+/// Sends that began in the same moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Begun {
+    count: usize,
+    bytes: u64,
 }
 
 /// How many sends are under way, by when they began.
 #[derive(Debug, Default)]
 struct Active {
-    begun: BTreeMap<Timestamp, usize>,
+    begun: BTreeMap<Timestamp, Begun>,
     count: usize,
+    /// Seconds that all sends have taken so far, those that were beside each other counted each.
+    load: f64,
+    at: Timestamp,
 }
 
 impl Active {
-    fn begin(&mut self, now: Timestamp) {
-        let beside = self.begun.entry(now).or_default();
-        *beside = beside.saturating_add(1);
-        self.count = self.count.saturating_add(1);
+    fn advance(&mut self, now: Timestamp) {
+        let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
+        self.load += count * now.saturating_since(self.at).as_secs_f64();
+        self.at = now;
     }
 
-    fn end(&mut self, since: Timestamp) {
-        let Some(beside) = self.begun.get_mut(&since) else { return };
-        *beside = beside.saturating_sub(1);
-        if *beside == 0 {
-            self.begun.remove(&since);
+    fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
+        self.advance(now);
+        let beside = self.begun.entry(now).or_default();
+        beside.count = beside.count.saturating_add(1);
+        beside.bytes = beside.bytes.saturating_add(bytes.into());
+        self.count = self.count.saturating_add(1);
+        Sending { since: now, bytes, load: self.load }
+    }
+
+    /// Returns what the wire carried while the send was under way, in bytes per second: with others beside it, each of
+    /// which had as much of the wire.
+    fn end(&mut self, now: Timestamp, sending: &Sending) -> f64 {
+        self.advance(now);
+        if let Some(beside) = self.begun.get_mut(&sending.since) {
+            beside.count = beside.count.saturating_sub(1);
+            beside.bytes = beside.bytes.saturating_sub(sending.bytes.into());
+            if beside.count == 0 {
+                self.begun.remove(&sending.since);
+            }
+            self.count = self.count.saturating_sub(1);
         }
-        self.count = self.count.saturating_sub(1);
+        let secs = now.saturating_since(sending.since).as_secs_f64();
+        let share = f64::from(sending.bytes) / secs.max(f64::EPSILON);
+        share * ((self.load - sending.load) / secs.max(f64::EPSILON)).max(1.0)
     }
 
     /// Those that began less than `time` ago.
     fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
-        let young = |(since, _): &(&Timestamp, &usize)| now.saturating_since(**since) < time;
-        self.begun.iter().rev().take_while(young).map(|(_, count)| *count).sum()
+        let young = |(since, _): &(&Timestamp, &Begun)| now.saturating_since(**since) < time;
+        self.begun.iter().rev().take_while(young).map(|(_, begun)| begun.count).sum()
+    }
+
+    /// When the last `count` or a few more began, and their bytes; `None` when there are not so many.
+    fn last(&self, count: usize) -> Option<(Timestamp, u64)> {
+        let (mut seen, mut bytes) = (0_usize, 0_u64);
+        self.begun.iter().rev().find_map(|(since, begun)| {
+            seen = seen.saturating_add(begun.count);
+            bytes = bytes.saturating_add(begun.bytes);
+            (seen >= count).then_some((*since, bytes))
+        })
     }
 }
 
@@ -101,6 +154,8 @@ pub(crate) struct Uploads {
     send_mean: Option<f64>,
     /// Mean time of a send over the sends beside it, smoothed: what a piece takes on this process's wire.
     wire_mean: Option<f64>,
+    /// The most that the wire was seen to carry lately, in bytes per second; `None` before a send has ended.
+    wire_rate: Option<f64>,
     /// Peers that were refused and have not come again: they share the room there will be.
     turned_away: BTreeSet<PeerId>,
 }
@@ -160,12 +215,14 @@ impl Uploads {
     ) -> Option<(PeerId, Job)> {
         let candidates =
             if self.waiting > 0 && self.has_slot(config, now) { &self.ready } else { &self.opening };
+        let held_back = self.held_back(config, now).is_some();
         let fair = self.turn % FAIR_TURN == FAIR_TURN.saturating_sub(1);
         let peer = candidates
             .iter()
             .filter_map(|peer| Some((peer, self.queues.get(peer)?)))
             .filter(|(_, queue)| queue.active.len() < config.upload_slots_per_peer)
             .filter_map(|(peer, queue)| Some((peer, queue, queue.waiting.front()?)))
+            .filter(|(_, _, job)| !held_back || job.progress >= BEGINNERS_STEPS || job.opens_zone)
             .filter(|(_, queue, _)| allowed(queue.same_zone))
             .min_by_key(|(peer, queue, job)| {
                 // Whoever is behind comes first: uplinks are idle when some are done and others, limited by their own
@@ -177,8 +234,7 @@ impl Uploads {
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
-        queue.active.insert((job.digest, job.piece), now);
-        self.active.begin(now);
+        queue.active.insert((job.digest, job.piece), self.active.begin(now, job.bytes));
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
@@ -196,10 +252,13 @@ impl Uploads {
         whole: bool,
     ) -> bool {
         let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove(&(digest, piece)));
-        let Some(since) = active else { return false };
-        self.active.end(since);
+        let Some(sending) = active else { return false };
+        let carried = self.active.end(now, &sending);
         if whole {
-            let secs = now.saturating_since(since).as_secs_f64();
+            let rate = self.wire_rate.unwrap_or_default();
+            self.wire_rate =
+                Some(if carried > rate { carried } else { rate + (carried - rate) * RATE_DECAY });
+            let secs = now.saturating_since(sending.since).as_secs_f64();
             let mean = self.send_mean.unwrap_or(secs);
             self.send_mean = Some(mean + (secs - mean) * GAIN);
             let beside = u32::try_from(self.active.count.saturating_add(1)).unwrap_or(u32::MAX);
@@ -236,11 +295,13 @@ impl Uploads {
     }
 
     /// Forgets a peer that is gone.
-    pub(crate) fn remove(&mut self, peer: &PeerId) {
+    pub(crate) fn remove(&mut self, now: Timestamp, peer: &PeerId) {
         self.turned_away.remove(peer);
         if let Some(queue) = self.queues.remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
-            queue.active.into_values().for_each(|since| self.active.end(since));
+            for sending in queue.active.into_values() {
+                self.active.end(now, &sending);
+            }
         }
         self.note(peer);
     }
@@ -279,6 +340,21 @@ impl Uploads {
         self.active.count < slots
             || self.active.younger_than(self.slot_hold(config), now) < slots
                 && self.active.count < slots.saturating_mul(HUNG_FACTOR)
+    }
+
+    /// Until when no further send to a beginner begins: a few begin at once, and more no faster than the wire carries them.
+    /// Sends that share a wire end late and all together, and a piece is passed on only when it is whole: a crowd that
+    /// begins has nothing else to exchange meanwhile. Those whose receivers are slower than this wire do not hold others
+    /// up: in the time they would take on it alone, the next begin.
+    pub(crate) fn held_back(&self, config: &EngineConfig, now: Timestamp) -> Option<Timestamp> {
+        // With other zones about, what one of them imports is waited for by many: no piece of wire may lie idle.
+        let (since, bytes) = self.active.last(config.upload_burst).filter(|_| self.one_zone)?;
+        #[expect(clippy::cast_precision_loss, reason = "bytes of a few pieces")]
+        let time = self.wire_rate.map_or(SLOT_HOLD_MIN, |rate| {
+            let secs = bytes as f64 / (rate * PACE_FACTOR).max(f64::EPSILON);
+            Duration::try_from_secs_f64(secs).unwrap_or(SLOT_HOLD_MAX).min(SLOT_HOLD_MAX)
+        });
+        Some(since + time).filter(|until| *until > now)
     }
 
     /// Peers a seeder has room for: so many that each gets a piece in a short time, at the pace of the last sends.
@@ -422,7 +498,8 @@ mod tests {
 
     #[test]
     fn more_is_sent_at_once_while_pieces_are_quick_and_stay_in_the_zone() {
-        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let config =
+            EngineConfig { upload_queue_min: 1000, upload_burst: usize::MAX, ..EngineConfig::default() };
         let sent_at_once = |millis: u64, one_zone: bool| {
             let mut uploads = Uploads { one_zone, ..Uploads::default() };
             for n in 0..40 {
@@ -437,6 +514,87 @@ mod tests {
         assert_eq!(sent_at_once(12, true), 12, "that many end in 150 ms");
         assert_eq!(sent_at_once(200, true), 10);
         assert_eq!(sent_at_once(1, false), 10, "other zones are there");
+    }
+
+    /// Uploads with forty peers that each want a piece of 1,000 bytes.
+    fn forty_wait(config: &EngineConfig) -> Uploads {
+        let mut uploads = Uploads { one_zone: true, ..Uploads::default() };
+        for n in 0..40 {
+            assert!(uploads.push(config, peer(n), true, job(u32::from(n))));
+        }
+        uploads
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_start(Duration::from_millis(millis))
+    }
+
+    fn begin(uploads: &mut Uploads, config: &EngineConfig, millis: u64) -> Vec<(PeerId, Job)> {
+        std::iter::from_fn(|| uploads.next(config, at(millis), |_| true)).collect()
+    }
+
+    #[test]
+    fn sends_begin_no_faster_than_the_wire_carries_them() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        let mut sending = begin(&mut uploads, &config, 0);
+        assert_eq!(sending.len(), config.upload_burst);
+        assert_eq!(uploads.held_back(&config, at(0)), Some(at(50)), "nothing is known of the wire");
+        // The three shared the wire for 30 ms: it carries 100,000 bytes a second, a piece in 10 ms.
+        for (to, job) in sending.drain(..) {
+            assert!(uploads.sent(at(30), &to, job.digest, job.piece, true));
+        }
+        assert_eq!(begin(&mut uploads, &config, 30).len(), 3);
+        assert_eq!(begin(&mut uploads, &config, 52).len(), 0);
+        assert_eq!(uploads.held_back(&config, at(52)).map(|until| until.since_start().as_millis()), Some(53));
+        // Their receivers are slower than this wire: others begin meanwhile, until as many are sent as end in 150 ms.
+        assert_eq!(begin(&mut uploads, &config, 54).len(), 1);
+        assert_eq!((55..120).map(|millis| begin(&mut uploads, &config, millis).len()).sum::<usize>(), 7);
+        assert_eq!((uploads.active.count, uploads.slots(&config)), (11, 11));
+    }
+
+    #[test]
+    fn before_a_send_has_ended_a_few_begin_every_fifty_milliseconds() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        let begun = [0, 49, 50, 99, 100].map(|millis| begin(&mut uploads, &config, millis).len());
+        assert_eq!(begun, [3, 0, 3, 0, 3]);
+    }
+
+    #[test]
+    fn a_wire_that_carries_less_is_believed_slowly_and_one_that_carries_more_at_once() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        let mut send = |from: u64, until: u64| {
+            let (to, job) = uploads.next(&config, at(from), |_| true).unwrap();
+            assert!(uploads.sent(at(until), &to, job.digest, job.piece, true));
+            uploads.wire_rate.unwrap().round()
+        };
+        assert_eq!(send(0, 10), 100_000.0);
+        assert_eq!(send(10, 110), 98_594.0, "one that took ten times as long");
+        assert_eq!(send(110, 115), 200_000.0);
+    }
+
+    #[test]
+    fn nobody_is_held_back_with_other_zones_about() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = Uploads { one_zone: false, ..forty_wait(&config) };
+        assert_eq!(begin(&mut uploads, &config, 0).len(), config.upload_slots);
+    }
+
+    #[test]
+    fn those_who_are_no_beginners_and_those_for_whom_a_zone_waits_are_not_held_back() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        assert_eq!(begin(&mut uploads, &config, 0).len(), 3);
+        assert!(uploads.push(&config, peer(50), false, Job { opens_zone: true, ..job(50) }));
+        assert!(uploads.push(&config, peer(51), true, Job { progress: 1, ..job(51) }));
+        assert!(uploads.push(&config, peer(52), true, Job { progress: 2, ..job(52) }));
+        let mut begun: Vec<_> = begin(&mut uploads, &config, 1).into_iter().map(|(to, _)| to).collect();
+        begun.sort();
+        let mut expected = [peer(50), peer(52)];
+        expected.sort();
+        assert_eq!(begun, expected);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Engine {
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
         let Some(gone) = self.peers.remove(&peer) else { return };
         self.note_zones();
-        self.uploads.remove(&peer);
+        self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
         // A dial under way is answered by itself; only what was agreed on this connection ends.
@@ -125,7 +125,7 @@ impl Engine {
         let channels = std::mem::take(&mut known.channels);
         self.out.push(Effect::Disconnect { peer, why, ban });
         self.out.report(Event::PeerDropped { peer, why });
-        self.uploads.remove(&peer);
+        self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
         for digest in channels.into_values() {

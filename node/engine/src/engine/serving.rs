@@ -181,8 +181,9 @@ impl Engine {
             let link = self.zone_rate_out.wait(self.now);
             let allowed = |same_zone: bool| same_zone || link.is_none();
             let Some((peer, job)) = self.uploads.next(&self.config, self.now, allowed) else {
-                // A slot or the link will be free again; a hung send frees its slot by time.
+                // A slot or the link will be free again; a hung send frees its slot by time, and the wire its next piece's.
                 let at = link.unwrap_or(self.now + self.uploads.slot_hold(&self.config));
+                let at = self.uploads.held_back(&self.config, self.now).map_or(at, |paced| paced.min(at));
                 return self
                     .timers
                     .set_earlier(Timer::Uploads, at.max(self.now + super::connections::TICK_MIN));
