@@ -1,5 +1,7 @@
 //! Whom to serve next.
 
+mod active;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
 
 use crate::config::EngineConfig;
 use crate::message::Channel;
+use active::{Active, Sending};
 
 /// One grant in this many goes to whoever was served least, whatever its zone and progress: neither other zones nor those who are
 /// ahead of a stream of newcomers are ever starved.
@@ -59,82 +62,6 @@ struct Queue {
     waiting: VecDeque<Job>,
     active: BTreeMap<(Digest, PieceIndex), Sending>,
     served_bytes: u64,
-}
-
-/// A send under way.
-#[derive(Clone, Copy, Debug)]
-struct Sending {
-    since: Timestamp,
-    bytes: u32,
-    /// [`Active::load`] when it began.
-    load: f64,
-}
-
-/// Sends that began in the same moment.
-#[derive(Clone, Copy, Debug, Default)]
-struct Begun {
-    count: usize,
-    bytes: u64,
-}
-
-/// How many sends are under way, by when they began.
-#[derive(Debug, Default)]
-struct Active {
-    begun: BTreeMap<Timestamp, Begun>,
-    count: usize,
-    /// Seconds that all sends have taken so far, those that were beside each other counted each.
-    load: f64,
-    at: Timestamp,
-}
-
-impl Active {
-    fn advance(&mut self, now: Timestamp) {
-        let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
-        self.load += count * now.saturating_since(self.at).as_secs_f64();
-        self.at = now;
-    }
-
-    fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
-        self.advance(now);
-        let beside = self.begun.entry(now).or_default();
-        beside.count = beside.count.saturating_add(1);
-        beside.bytes = beside.bytes.saturating_add(bytes.into());
-        self.count = self.count.saturating_add(1);
-        Sending { since: now, bytes, load: self.load }
-    }
-
-    /// Returns what the wire carried while the send was under way, in bytes per second: with others beside it, each of
-    /// which had as much of the wire.
-    fn end(&mut self, now: Timestamp, sending: &Sending) -> f64 {
-        self.advance(now);
-        if let Some(beside) = self.begun.get_mut(&sending.since) {
-            beside.count = beside.count.saturating_sub(1);
-            beside.bytes = beside.bytes.saturating_sub(sending.bytes.into());
-            if beside.count == 0 {
-                self.begun.remove(&sending.since);
-            }
-            self.count = self.count.saturating_sub(1);
-        }
-        let secs = now.saturating_since(sending.since).as_secs_f64();
-        let share = f64::from(sending.bytes) / secs.max(f64::EPSILON);
-        share * ((self.load - sending.load) / secs.max(f64::EPSILON)).max(1.0)
-    }
-
-    /// Those that began less than `time` ago.
-    fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
-        let young = |(since, _): &(&Timestamp, &Begun)| now.saturating_since(**since) < time;
-        self.begun.iter().rev().take_while(young).map(|(_, begun)| begun.count).sum()
-    }
-
-    /// When the last `count` or a few more began, and their bytes; `None` when there are not so many.
-    fn last(&self, count: usize) -> Option<(Timestamp, u64)> {
-        let (mut seen, mut bytes) = (0_usize, 0_u64);
-        self.begun.iter().rev().find_map(|(since, begun)| {
-            seen = seen.saturating_add(begun.count);
-            bytes = bytes.saturating_add(begun.bytes);
-            (seen >= count).then_some((*since, bytes))
-        })
-    }
 }
 
 /// All uploads of the process.
@@ -255,9 +182,11 @@ impl Uploads {
         let Some(sending) = active else { return false };
         let carried = self.active.end(now, &sending);
         if whole {
-            let rate = self.wire_rate.unwrap_or_default();
-            self.wire_rate =
-                Some(if carried > rate { carried } else { rate + (carried - rate) * RATE_DECAY });
+            if let Some(carried) = carried {
+                let rate = self.wire_rate.unwrap_or_default();
+                self.wire_rate =
+                    Some(if carried > rate { carried } else { rate + (carried - rate) * RATE_DECAY });
+            }
             let secs = now.saturating_since(sending.since).as_secs_f64();
             let mean = self.send_mean.unwrap_or(secs);
             self.send_mean = Some(mean + (secs - mean) * GAIN);
@@ -573,6 +502,7 @@ mod tests {
         assert_eq!(send(0, 10), 100_000.0);
         assert_eq!(send(10, 110), 98_594.0, "one that took ten times as long");
         assert_eq!(send(110, 115), 200_000.0);
+        assert_eq!(send(120, 120), 200_000.0, "nothing was measured");
     }
 
     #[test]

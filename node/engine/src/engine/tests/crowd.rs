@@ -113,6 +113,23 @@ fn a_seeder_with_room_asks_those_that_it_turned_away() {
 }
 
 #[test]
+fn a_send_that_is_held_back_begins_in_time() {
+    let config = EngineConfig { upload_burst: 1, ..EngineConfig::default() };
+    let mut world = World::new(config, 1);
+    (world.stored, world.finished) = ((0..PIECES).collect(), true);
+    for op in [Op::Connect(0), Op::Join(0, false, false), Op::Opened(2, 1), Op::Bitfield(0, 0)] {
+        world.apply(op);
+    }
+    world.apply(Op::Request(0, 3));
+    world.apply(Op::Request(0, 5));
+    assert_eq!(world.sending.len(), 1);
+    world.wait(Duration::from_millis(49));
+    assert_eq!(world.sending.len(), 1, "nothing is known of the wire");
+    world.wait(Duration::from_millis(1));
+    assert_eq!(world.sending.len(), 2);
+}
+
+#[test]
 fn who_is_behind_its_peers_looks_for_more() {
     let start = |bits| {
         let config =

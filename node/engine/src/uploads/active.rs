@@ -1,0 +1,82 @@
+//! Sends under way, and what the wire carries meanwhile.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use shoal_types::Timestamp;
+
+/// A send under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sending {
+    pub(super) since: Timestamp,
+    bytes: u32,
+    /// [`Active::load`] when it began.
+    load: f64,
+}
+
+/// Sends that began in the same moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Begun {
+    count: usize,
+    bytes: u64,
+}
+
+/// How many sends are under way, by when they began.
+#[derive(Debug, Default)]
+pub(super) struct Active {
+    begun: BTreeMap<Timestamp, Begun>,
+    pub(super) count: usize,
+    /// Seconds that all sends have taken so far, those that were beside each other counted each.
+    load: f64,
+    at: Timestamp,
+}
+
+impl Active {
+    fn advance(&mut self, now: Timestamp) {
+        let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
+        self.load += count * now.saturating_since(self.at).as_secs_f64();
+        self.at = now;
+    }
+
+    pub(super) fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
+        self.advance(now);
+        let beside = self.begun.entry(now).or_default();
+        beside.count = beside.count.saturating_add(1);
+        beside.bytes = beside.bytes.saturating_add(bytes.into());
+        self.count = self.count.saturating_add(1);
+        Sending { since: now, bytes, load: self.load }
+    }
+
+    /// Returns what the wire carried while the send was under way, in bytes per second: with others beside it, each of
+    /// which had as much of the wire. `None` when it took no time that could be measured.
+    pub(super) fn end(&mut self, now: Timestamp, sending: &Sending) -> Option<f64> {
+        self.advance(now);
+        if let Some(beside) = self.begun.get_mut(&sending.since) {
+            beside.count = beside.count.saturating_sub(1);
+            beside.bytes = beside.bytes.saturating_sub(sending.bytes.into());
+            if beside.count == 0 {
+                self.begun.remove(&sending.since);
+            }
+            self.count = self.count.saturating_sub(1);
+        }
+        let secs = now.saturating_since(sending.since).as_secs_f64();
+        let beside = ((self.load - sending.load) / secs).max(1.0);
+        (secs > 0.0).then(|| f64::from(sending.bytes) / secs * beside)
+    }
+
+    /// Those that began less than `time` ago.
+    pub(super) fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
+        let young = |(since, _): &(&Timestamp, &Begun)| now.saturating_since(**since) < time;
+        self.begun.iter().rev().take_while(young).map(|(_, begun)| begun.count).sum()
+    }
+
+    /// When the last `count` or a few more began, and their bytes; `None` when there are not so many.
+    pub(super) fn last(&self, count: usize) -> Option<(Timestamp, u64)> {
+        let (mut seen, mut bytes) = (0_usize, 0_u64);
+        self.begun.iter().rev().find_map(|(since, begun)| {
+            seen = seen.saturating_add(begun.count);
+            bytes = bytes.saturating_add(begun.bytes);
+            (seen >= count).then_some((*since, bytes))
+        })
+    }
+}
