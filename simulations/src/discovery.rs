@@ -97,10 +97,6 @@ impl Dht {
         Self { config, records: BTreeMap::new() }
     }
 
-    pub(crate) fn config(&self) -> &LookupConfig {
-        &self.config
-    }
-
     /// A provider record is stored.
     pub(crate) fn store(&mut self, blob: u32, node: u32) {
         let records = self.records.entry(blob).or_default();

@@ -12,6 +12,8 @@ use crate::{LookupConfig, TraceFilter};
 
 /// How long faults last at most: shorter than the engines' patience with a search, so that no pull may fail for it.
 const FAULTS: Duration = Duration::from_secs(8);
+/// Time until answers under way are there: a few round trips and lookups.
+const UNDER_WAY: Duration = Duration::from_millis(500);
 /// Time after the last fault within which everybody must be complete.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -76,7 +78,7 @@ pub fn run_traced(seed: u64, filter: Option<TraceFilter>) -> (FuzzOutcome, Vec<S
         incomplete,
         violation,
     };
-    (outcome, run.fleet.trace_lines().to_vec())
+    (outcome, run.fleet.trace_lines())
 }
 
 fn build(seed: u64) -> Run {
@@ -159,12 +161,14 @@ fn revive(run: &mut Run, node: NodeId) {
     }
 }
 
-/// Everybody comes back, and who was told meanwhile that nobody has the blob tries again.
+/// Everybody comes back, and who was told meanwhile that nobody has the blob tries again, once answers to what was asked before
+/// are there.
 fn make_peace(run: &mut Run) {
     run.fleet.heal();
     for node in std::iter::once(run.source).chain(run.good.clone()) {
         revive(run, node);
     }
+    run.fleet.run_for(UNDER_WAY);
     for (node, reader) in std::mem::take(&mut run.readers) {
         if run.fleet.outcome(node, reader).failed.is_some() && run.good.contains(&node) {
             open(run, node);

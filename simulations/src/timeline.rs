@@ -19,10 +19,28 @@ impl Default for Timeline {
 }
 
 impl Timeline {
+    fn widen(&mut self) {
+        self.width *= 2;
+        self.bytes = self.bytes.chunks(2).map(|pair| pair.iter().sum()).collect();
+    }
+
+    /// Adds all that another one counted.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        while self.width < other.width {
+            self.widen();
+        }
+        while other.width < self.width {
+            other.widen();
+        }
+        if self.bytes.len() < other.bytes.len() {
+            self.bytes.resize(other.bytes.len(), 0);
+        }
+        self.bytes.iter_mut().zip(other.bytes).for_each(|(own, theirs)| *own += theirs);
+    }
+
     pub(crate) fn add(&mut self, now: u64, bytes: u64) {
         while now / self.width >= COLUMNS_MAX as u64 {
-            self.width *= 2;
-            self.bytes = self.bytes.chunks(2).map(|pair| pair.iter().sum()).collect();
+            self.widen();
         }
         let column = (now / self.width) as usize;
         if column >= self.bytes.len() {

@@ -16,44 +16,43 @@ pub struct TraceFilter {
 /// Lines kept at most; a trace that long is of no use to a reader.
 const LINES_MAX: usize = 200_000;
 
-#[derive(Debug)]
+/// The start of FNV-1a, taken a word at a time.
+pub(crate) const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// A hash that goes on by a word.
+pub(crate) fn hash_word(hash: u64, word: u64) -> u64 {
+    (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23)
+}
+
+/// A line of a story: when, which host, what.
+pub(crate) type Line = (u64, u32, String);
+
+/// What is told of some nodes.
+#[derive(Debug, Default)]
 pub(crate) struct Trace {
-    hash: u64,
-    filter: Option<TraceFilter>,
-    pub(crate) lines: Vec<String>,
+    pub(crate) filter: Option<TraceFilter>,
+    pub(crate) lines: Vec<Line>,
 }
 
 impl Trace {
-    pub(crate) fn new() -> Self {
-        // The start and the prime of FNV-1a, taken a word at a time.
-        Self { hash: 0xcbf2_9ce4_8422_2325, filter: None, lines: Vec::new() }
-    }
-
-    pub(crate) fn tell(&mut self, filter: TraceFilter) {
-        self.filter = Some(filter);
-    }
-
-    pub(crate) fn hash(&self) -> u64 {
-        self.hash
-    }
-
-    pub(crate) fn word(&mut self, word: u64) {
-        self.hash = (self.hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
-    }
-
-    pub(crate) fn effect(&mut self, now: u64, node: u32, effect: &Effect) {
-        self.word(now);
+    /// Takes in an effect: into the node's hash, and into the story if it belongs there.
+    pub(crate) fn effect(&mut self, hash: &mut u64, now: u64, node: u32, effect: &Effect) {
         let (tag, detail) = tag(effect);
-        self.word(u64::from(node) << 32 | u64::from(tag) << 24 | u64::from(detail));
+        *hash = hash_word(hash_word(*hash, now), u64::from(tag) << 32 | u64::from(detail));
         if let Some(filter) = self.filter {
             let host = filter.host.is_none_or(|host| host == node as usize);
             let piece = filter.piece.is_none_or(|piece| piece_of(effect) == Some(piece));
             if host && piece && self.lines.len() < LINES_MAX {
-                let at = Timestamp::from_start(std::time::Duration::from_nanos(now)).since_start();
-                self.lines.push(format!("{:>12.6} host {node}: {}", at.as_secs_f64(), brief(effect)));
+                self.lines.push((now, node, brief(effect)));
             }
         }
     }
+}
+
+/// A line as it is shown.
+pub(crate) fn shown((at, node, what): &Line) -> String {
+    let at = Timestamp::from_start(std::time::Duration::from_nanos(*at)).since_start();
+    format!("{:>12.6} host {node}: {what}", at.as_secs_f64())
 }
 
 fn brief(effect: &Effect) -> String {

@@ -1,68 +1,77 @@
 //! Carrying out the engines' wishes.
 
+use rand_core::Rng as _;
 use shoal_engine::io::{Effect, Event as Told, Input, LocalBlob, LookupSource, Opened, ReaderId};
-use shoal_engine::message::PeerHint;
-use shoal_types::{Digest, PeerId, rendezvous};
+use shoal_engine::message::{Channel, PeerHint};
+use shoal_types::{Digest, PeerId, PieceIndex};
 
-use super::node::Held;
-use super::{Event, Fleet};
+use super::mail::{Event, Op, Sending};
+use super::node::{Held, time_of};
+use super::shard::Shard;
+use super::world::World;
 use crate::network::nanos;
 
-impl Fleet {
-    pub(super) fn effect(&mut self, node: u32, effect: Effect) {
+impl Shard {
+    pub(super) fn effect(&mut self, world: &World, node: u32, effect: Effect) {
         match effect {
-            Effect::Send { peer, message } => self.send(node, peer, message),
+            Effect::Send { peer, message } => self.send(world, node, peer, message),
             Effect::Expect { peer, channel, piece, .. } => {
-                self.expect(node, &peer, (channel, piece.get()), true)
+                self.expect(world, node, &peer, (channel, piece.get()), true);
             }
-            Effect::Unexpect { peer, channel, piece } => self.expect(node, &peer, (channel, piece), false),
-            Effect::SendPiece { peer, to, digest, piece } => self.send_piece(node, peer, to, digest, piece),
-            Effect::CancelSend { peer, digest, piece } => self.cancel_send(node, peer, digest, piece),
+            Effect::Unexpect { peer, channel, piece } => {
+                self.expect(world, node, &peer, (channel, piece), false);
+            }
+            Effect::SendPiece { peer, to, digest, piece } => {
+                self.send_piece(world, node, &peer, to, &digest, piece);
+            }
+            Effect::CancelSend { peer, digest, piece } => {
+                self.cancel_send(world, node, &peer, &digest, piece);
+            }
             Effect::VerifyPiece { digest, piece, buffer, from } => {
-                self.verify(node, digest, piece, buffer, from);
+                self.verify(world, node, digest, piece, buffer, from);
             }
             Effect::DropBuffer { buffer } => self.drop_buffer(node, buffer),
-            Effect::Connect { peer, .. } => self.connect(node, peer),
+            Effect::Connect { peer, .. } => self.connect(world, node, peer),
             Effect::Disconnect { peer, ban, .. } => {
-                let Some(other) = self.id_of(&peer) else { return };
+                let Some(other) = world.id_of(&peer) else { return };
                 if ban.is_some() {
-                    self.bans.insert((node, other));
+                    self.own(node).bans.insert(other);
                 }
-                if let Some(number) = self.nodes[node as usize].link(other) {
-                    self.hang_up(number, Some(node));
-                }
+                self.hang_up(world, node, other);
             }
             Effect::OpenBlob { digest } => {
-                let opened = self.look_into_store(node, &digest);
-                let at = self.now + nanos(self.nodes[node as usize].spec.disk.delay);
-                self.answer(node, at, Input::BlobOpened { digest, opened });
+                let opened = self.look_into_store(world, node, &digest);
+                let at = self.now + nanos(self.node(node).spec.disk.delay);
+                self.answer(world, node, at, Input::BlobOpened { digest, opened });
             }
             Effect::CreateBlob { metainfo, vouched } => {
-                let Some(blob) = self.by_digest.get(&metainfo.digest()).copied() else { return };
+                let Some(blob) = world.blob_of(&metainfo.digest()) else { return };
                 let pieces = metainfo.empty_bitfield();
                 // The description is the same for all: one copy of it is enough.
-                let metainfo = self.blobs[blob as usize].metainfo.clone();
-                let vouched = vouched.map(|_| self.blobs[blob as usize].vouched.clone());
-                let held = Held { pieces, metainfo, vouched, complete: false, hashed: 0 };
-                self.nodes[node as usize].disk.entry(blob).or_insert(held);
+                let truth = &world.blobs[blob as usize];
+                let vouched = vouched.map(|_| truth.vouched.clone());
+                let held =
+                    Held { pieces, metainfo: truth.metainfo.clone(), vouched, complete: false, hashed: 0 };
+                self.own(node).disk.entry(blob).or_insert(held);
             }
-            Effect::Lookup { digest, source } => self.look_up(node, digest, source),
+            Effect::Lookup { digest, source } => self.look_up(world, node, digest, source),
             Effect::Provide { digest } => {
-                let Some(blob) = self.by_digest.get(&digest).copied() else { return };
-                let wait = self.draw(nanos(self.config.lookup.provide_delay));
-                self.queue.push(self.now + wait, Event::Provided { node, blob });
+                let Some(blob) = world.blob_of(&digest) else { return };
+                let wait = nanos(world.config.lookup.provide_delay).max(1);
+                let at = self.now + self.own(node).random.next_u64() % wait;
+                self.ops.push(Op::Provide { node, blob, at });
             }
-            Effect::FetchFromBackend { digest, piece } => self.fetch(node, digest, piece),
-            Effect::FinishBlob { digest } => self.finish(node, digest),
+            Effect::FetchFromBackend { digest, piece } => self.fetch(world, node, digest, piece),
+            Effect::FinishBlob { digest } => self.finish(world, node, digest),
             Effect::ReaderStarted { reader, .. } => {
-                if let Some(opened) = self.nodes[node as usize].readers.get_mut(reader.0 as usize) {
+                if let Some(opened) = self.own(node).readers.get_mut(reader.0 as usize) {
                     opened.outcome.started = true;
                 }
             }
-            Effect::ReaderAdvance { reader, until } => self.advance(node, reader, until),
+            Effect::ReaderAdvance { reader, until } => self.advance(world, node, reader, until),
             Effect::ReaderDone { reader } => self.reader_done(node, reader),
             Effect::ReaderFailed { reader, why } => {
-                if let Some(opened) = self.nodes[node as usize].readers.get_mut(reader.0 as usize) {
+                if let Some(opened) = self.own(node).readers.get_mut(reader.0 as usize) {
                     let was_open = opened.live && !opened.outcome.is_over();
                     opened.outcome.failed = Some(why);
                     self.open_readers -= usize::from(was_open);
@@ -70,48 +79,83 @@ impl Fleet {
             }
             Effect::Report(report) => {
                 if let Told::PieceReceived { bytes, .. } = report.event {
-                    self.nodes[node as usize].tally.verified_bytes += u64::from(bytes);
+                    self.own(node).tally.verified_bytes += u64::from(bytes);
                     self.timeline.add(self.now, bytes.into());
                 }
             }
         }
     }
 
-    fn expect(&mut self, node: u32, peer: &PeerId, what: (u32, u32), wanted: bool) {
-        let Some(from) = self.id_of(peer) else { return };
-        let Some(number) = self.nodes[node as usize].link(from) else { return };
-        let connection = &mut self.connections[number as usize];
-        let way = connection.way(from);
-        let expected = &mut connection.ways[way as usize].expected;
+    fn expect(&mut self, world: &World, node: u32, peer: &PeerId, what: (u32, u32), wanted: bool) {
+        let Some(from) = world.id_of(peer) else { return };
+        let own = self.own(node);
+        let Some(serial) = own.link(from).map(|link| link.serial) else { return };
+        let Some(link) = own.link_mut(from, serial) else { return };
         if wanted {
-            expected.push(what);
-        } else if let Some(at) = expected.iter().position(|known| *known == what) {
-            expected.swap_remove(at);
+            link.expected.push(what);
+        } else if let Some(at) = link.expected.iter().position(|known| *known == what) {
+            link.expected.swap_remove(at);
         }
+    }
+
+    fn send_piece(
+        &mut self,
+        world: &World,
+        node: u32,
+        peer: &PeerId,
+        channel: Channel,
+        digest: &Digest,
+        piece: PieceIndex,
+    ) {
+        let (Some(to), Some(blob)) = (world.id_of(peer), world.blob_of(digest)) else { return };
+        let now = self.now;
+        let own = self.node(node);
+        let Some(link) = own.link(to) else { return };
+        let held = own.disk.get(&blob).filter(|held| held.pieces.contains(piece));
+        let Some(held) = held else {
+            return self
+                .violate(|| format!("node {node} serves piece {} that it has not verified", piece.get()));
+        };
+        let bytes = held.metainfo.layout().len_of(piece);
+        let disk = &own.spec.disk;
+        let read = now + nanos(disk.delay) + time_of(bytes.into(), disk.read_bytes_per_sec);
+        let sending = Sending { channel, blob, piece: piece.get(), bytes };
+        let (connection, serial) = (link.connection, link.serial);
+        self.ops.push(Op::Send { connection, serial, node, sending, read });
+    }
+
+    /// Takes a piece back that has not begun.
+    fn cancel_send(&mut self, world: &World, node: u32, peer: &PeerId, digest: &Digest, piece: PieceIndex) {
+        let (Some(to), Some(blob)) = (world.id_of(peer), world.blob_of(digest)) else { return };
+        let (at, piece) = (self.now, piece.get());
+        let Some(link) = self.node(node).link(to) else { return };
+        let (connection, serial) = (link.connection, link.serial);
+        self.ops.push(Op::Cancel { connection, serial, node, blob, piece, at });
     }
 
     fn reader_done(&mut self, node: u32, reader: ReaderId) {
         let now = self.time();
-        let own = &mut self.nodes[node as usize];
+        let own = self.own(node);
         let Some(opened) = own.readers.get_mut(reader.0 as usize) else { return };
         if opened.outcome.is_over() {
             return self.violate(|| format!("node {node} ends {reader:?} twice"));
         }
         opened.outcome.done = Some(now);
         opened.outcome.first_byte.get_or_insert(now);
-        self.open_readers -= usize::from(opened.live);
+        let live = opened.live;
+        self.open_readers -= usize::from(live);
     }
 
     /// What a reader is told it can read must be on the disk; the last piece only of a checked blob.
-    fn advance(&mut self, node: u32, reader: ReaderId, until: u64) {
+    fn advance(&mut self, world: &World, node: u32, reader: ReaderId, until: u64) {
         let now = self.time();
-        let life = self.lives[node as usize];
-        let own = &mut self.nodes[node as usize];
+        let life = world.fact(node).life;
+        let own = self.own(node);
         let Some(opened) = own.readers.get_mut(reader.0 as usize).filter(|opened| opened.live) else {
             return;
         };
-        let blob = self.by_digest.get(&opened.digest);
-        let Some(held) = blob.and_then(|blob| own.disk.get(blob)) else { return };
+        let blob = world.blob_of(&opened.digest);
+        let Some(held) = blob.and_then(|blob| own.disk.get(&blob)) else { return };
         let outcome = &mut opened.outcome;
         let mut pieces = held.metainfo.layout().pieces_in(outcome.until..until);
         let good = until > outcome.until
@@ -123,82 +167,48 @@ impl Fleet {
         }
         outcome.until = until;
         outcome.first_byte.get_or_insert(now);
-        let at = self.now + nanos(self.config.reader_delay);
+        let at = self.now + nanos(world.config.reader_delay);
         let reader = reader.0 as u32;
-        self.queue.push(at, Event::ReaderMoved { node, life, reader, offset: until });
+        self.arrange(at, Event::ReaderMoved { node, life, reader, offset: until });
     }
 
-    fn look_into_store(&self, node: u32, digest: &Digest) -> Opened {
-        let own = &self.nodes[node as usize];
-        let held = self.by_digest.get(digest).and_then(|blob| Some((blob, own.disk.get(blob)?)));
+    fn look_into_store(&self, world: &World, node: u32, digest: &Digest) -> Opened {
+        let own = self.node(node);
+        let held = world.blob_of(digest).and_then(|blob| Some((blob, own.disk.get(&blob)?)));
         match held {
             Some((blob, held)) => Opened::Here(LocalBlob {
                 metainfo: held.metainfo.clone(),
                 vouched: held.vouched.clone(),
                 pieces: held.pieces.clone(),
                 complete: held.complete,
-                in_backend: own.backend.contains(blob) && !own.backend_down,
+                in_backend: own.backend.contains(&blob) && !own.backend_down,
             }),
             None => Opened::Absent { owner: own.spec.origin, backend_down: own.backend_down },
         }
     }
 
-    fn look_up(&mut self, node: u32, digest: Digest, source: LookupSource) {
+    fn look_up(&mut self, world: &World, node: u32, digest: Digest, source: LookupSource) {
+        let now = self.now;
         let kind = usize::from(source == LookupSource::Dht);
-        self.nodes[node as usize].tally.lookups[kind] += 1;
-        let (peers, found, over, answered) = match source {
+        self.own(node).tally.lookups[kind] += 1;
+        let lookup = &world.config.lookup;
+        match source {
             LookupSource::Owners => {
-                let at = self.now + nanos(self.config.lookup.owners_delay);
-                let owners = self.owners(node, &digest);
-                let answered = !owners.is_empty();
-                (owners, at, at, answered)
+                let owners = world.owners(node, &digest, now);
+                let (answered, at) = (!owners.is_empty(), now + nanos(lookup.owners_delay));
+                let peers: Vec<PeerHint> = owners.into_iter().map(|other| world.hint(other)).collect();
+                if answered {
+                    self.answer(world, node, at, Input::PeersFound { digest, source, peers });
+                }
+                self.answer(world, node, at, Input::LookupFinished { digest, source, answered });
             }
-            LookupSource::Dht => {
-                let Some(blob) = self.by_digest.get(&digest).copied() else {
-                    let at = self.now + nanos(self.config.lookup.dht_hop_delay);
-                    let input = Input::LookupFinished { digest, source, answered: true };
-                    return self.answer(node, at, input);
-                };
-                let looked = self.dht.look_up(blob, node, self.now, &mut self.random);
-                (looked.providers, looked.found, looked.over, true)
-            }
-        };
-        let peers: Vec<PeerHint> = peers.into_iter().map(|other| self.hint(other)).collect();
-        if !peers.is_empty() {
-            self.answer(node, found, Input::PeersFound { digest, source, peers });
+            LookupSource::Dht => match world.blob_of(&digest) {
+                Some(blob) => self.ops.push(Op::LookUp { node, blob, at: now }),
+                None => {
+                    let at = now + nanos(lookup.dht_hop_delay);
+                    self.answer(world, node, at, Input::LookupFinished { digest, source, answered: true });
+                }
+            },
         }
-        self.answer(node, over, Input::LookupFinished { digest, source, answered });
-    }
-
-    /// The owners of a blob as a node knows them: those of its zone first, then zone by zone.
-    fn owners(&self, node: u32, digest: &Digest) -> Vec<u32> {
-        let key = digest.multihash().to_bytes();
-        let own = &self.nodes[node as usize].spec.zone;
-        let forgotten = nanos(self.dht.config().owner_forgotten_after);
-        let known = |origin: &&u32| {
-            let other = &self.nodes[**origin as usize];
-            let cut_off = !self.reaches(node, **origin);
-            **origin != node && !cut_off && (other.alive || self.now < other.died.saturating_add(forgotten))
-        };
-        let mut zones: Vec<_> = self
-            .origins
-            .iter()
-            .filter(known)
-            .map(|origin| {
-                let zone = &self.nodes[*origin as usize].spec.zone;
-                (zone != own, zone, *origin)
-            })
-            .collect();
-        zones.sort();
-        let mut owners = Vec::new();
-        for part in zones.chunk_by(|a, b| a.1 == b.1) {
-            let peers = part.iter().map(|(.., origin)| self.nodes[*origin as usize].peer);
-            owners.extend(rendezvous::rank(&key, peers).iter().filter_map(|peer| self.id_of(peer)));
-            if owners.len() >= self.dht.config().owners_asked {
-                break;
-            }
-        }
-        owners.truncate(self.dht.config().owners_asked);
-        owners
     }
 }

@@ -1,35 +1,52 @@
 //! Engines in virtual time, and the driver that carries out what they wish.
+//!
+//! Nodes are in shards that run at the same time, each by itself, for a step as long as the shortest delay of the network: what
+//! one node says reaches no other within it. The wire, which all share, runs the step after theirs meanwhile, for nothing goes
+//! onto it sooner than a piece is read. Mail goes round between steps. How many threads there are changes nothing but the time it
+//! takes: the shards follow from the number of nodes.
 
+mod disk;
 mod effects;
 mod faults;
-mod links;
+mod mail;
 mod node;
-mod pieces;
+mod shard;
+mod wire;
+mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand_core::{Rng as _, SeedableRng as _};
+use rayon::prelude::*;
 use shoal_engine::io::{Input, ReaderId, ReaderWant};
-use shoal_engine::message::Message;
 use shoal_engine::{Engine, EngineConfig};
 use shoal_types::{Bitfield, Digest, PeerId, Timestamp, Zone};
 
 use crate::discovery::{Dht, LookupConfig};
-use crate::network::{Milestone, Network, NetworkConfig, nanos};
-use crate::queue::Queue;
-use crate::slab::Slab;
+use crate::network::{Network, NetworkConfig, nanos};
 use crate::timeline::Timeline;
-use crate::trace::{Trace, TraceFilter};
+use crate::trace::{HASH_START, TraceFilter, hash_word, shown};
 use crate::truth::Truth;
 
 pub use faults::Cut;
-use links::Connection;
+use mail::{Mail, Outbox, Posted};
 pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
 use node::{Held, Node, Opened};
+use shard::Shard;
+use wire::Wire;
+use world::{Fact, World};
 
 /// Names a node of a fleet.
 pub type NodeId = usize;
+
+/// Nodes of a shard at least: smaller ones are not worth a thread.
+const SHARD_NODES_MIN: usize = 32;
+/// Binary logarithm of the most shards.
+const SHARD_BITS_MAX: u32 = 4;
+/// Shortest step in nanoseconds.
+const STEP_MIN: u64 = 10_000;
+/// A step is shared out to threads when the one before had so many events.
+const PARALLEL_EVENTS_MIN: u64 = 64;
 
 /// What all nodes of a fleet have in common.
 #[derive(Clone, Debug)]
@@ -67,130 +84,93 @@ impl Default for FleetConfig {
     }
 }
 
-/// What happens. Small: what is large is in a slab.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
-    Input { node: u32, life: u32, input: u32 },
-    Wake { node: u32 },
-    Message { to: u32, connection: u32, serial: u32, message: u32 },
-    Dialed { from: u32, to: u32 },
-    Connected { from: u32, to: u32 },
-    Begin { connection: u32, serial: u32, way: u8 },
-    Reached(Milestone),
-    Arrived { connection: u32, serial: u32, way: u8, channel: u32, piece: u32, bytes: u32 },
-    Verified { node: u32, life: u32, blob: u32, piece: u32 },
-    ReaderMoved { node: u32, life: u32, reader: u32, offset: u64 },
-    Provided { node: u32, blob: u32 },
-    Silence { connection: u32, serial: u32 },
-    Rebalance,
-}
-
 /// Many engines in virtual time.
 #[derive(Debug)]
 pub struct Fleet {
-    config: FleetConfig,
     now: u64,
     seed: u64,
-    events: u64,
-    queue: Queue<Event>,
-    inputs: Slab<Input>,
-    messages: Slab<Message>,
-    due: Vec<Milestone>,
-    nodes: Vec<Node>,
-    /// How often each node was started: what was meant for a life before is not for this one.
-    lives: Vec<u32>,
-    connections: Vec<Connection>,
-    unused: Vec<u32>,
-    network: Network,
-    dht: Dht,
-    origins: Vec<u32>,
-    blobs: Vec<Truth>,
-    by_digest: BTreeMap<Digest, u32>,
-    /// Nodes of different parts cannot reach each other.
-    parts: Vec<u32>,
+    world: World,
+    shards: Vec<Shard>,
+    /// The nodes have been spread over their shards.
+    spread: bool,
+    wire: Wire,
+    /// Mail from outside, and to which node.
+    posted: Vec<(u32, Posted)>,
+    /// The first time that mail is for which lies with its shard; `u64::MAX` when there is none.
+    mail_at: u64,
+    /// Length of a step in nanoseconds.
+    step: u64,
+    /// Events of the last step.
+    busy: u64,
     parts_made: u32,
-    /// Pairs of zones between which nothing passes.
-    cut_zones: BTreeSet<(u32, u32)>,
-    /// Who refuses whom.
-    bans: BTreeSet<(u32, u32)>,
-    trace: Trace,
     random: rand_pcg::Pcg64,
-    open_readers: usize,
-    timeline: Timeline,
     violation: Option<String>,
 }
 
 impl Fleet {
     /// An empty fleet.
     pub fn new(config: FleetConfig, seed: u64) -> Self {
+        let network = Network::new(config.network.clone());
+        let dht = Dht::new(config.lookup.clone());
+        let near = config.network.links.values().map(|link| link.delay).min();
+        let step = near.unwrap_or(Duration::MAX).min(config.network.delay).min(config.network.zone_delay);
         Self {
-            network: Network::new(config.network.clone()),
-            dht: Dht::new(config.lookup.clone()),
-            config,
             now: 0,
             seed,
-            events: 0,
-            queue: Queue::new(),
-            inputs: Slab::new(),
-            messages: Slab::new(),
-            due: Vec::new(),
-            nodes: Vec::new(),
-            lives: Vec::new(),
-            connections: Vec::new(),
-            unused: Vec::new(),
-            origins: Vec::new(),
-            blobs: Vec::new(),
-            by_digest: BTreeMap::new(),
-            parts: Vec::new(),
+            world: World::new(config, seed),
+            shards: vec![Shard::new(0)],
+            spread: false,
+            wire: Wire::new(network, dht, seed),
+            posted: Vec::new(),
+            mail_at: u64::MAX,
+            step: nanos(step).max(STEP_MIN),
+            busy: 0,
             parts_made: 0,
-            cut_zones: BTreeSet::new(),
-            bans: BTreeSet::new(),
-            trace: Trace::new(),
             random: rand_pcg::Pcg64::seed_from_u64(seed),
-            open_readers: 0,
-            timeline: Timeline::default(),
             violation: None,
         }
     }
 
     /// Adds a node that is up.
     pub fn add(&mut self, spec: NodeSpec) -> NodeId {
-        let id = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        let id = u32::try_from(self.world.facts.len()).unwrap_or(u32::MAX);
         let peer = self.peer_of_new(id);
-        let zone = self.network.zone(&spec.zone);
-        let (up, down) =
-            (self.network.access(spec.up_bytes_per_sec), self.network.access(spec.down_bytes_per_sec));
+        let zone = self.zone(&spec.zone);
+        let network = &mut self.wire.network;
+        let access = (network.access(spec.up_bytes_per_sec), network.access(spec.down_bytes_per_sec));
+        self.wire.access.push(access);
+        self.wire.sent_bytes.push(0);
         if spec.origin {
-            self.origins.push(id);
+            self.world.origins.push(id);
         }
-        self.lives.push(0);
-        self.parts.push(0);
-        let engine = self.engine(id, peer, &spec);
-        self.nodes.push(Node {
-            spec,
+        self.world.facts.push(Fact {
             peer,
+            life: 0,
+            part: 0,
             zone,
-            engine,
             alive: true,
-            died: 0,
             stopped: false,
-            missed: std::collections::VecDeque::new(),
-            wake: u64::MAX,
-            up,
-            down,
-            links: Vec::new(),
-            disk: BTreeMap::new(),
-            disk_free: 0,
-            backend: BTreeSet::new(),
-            backend_down: false,
-            backend_free: 0,
-            accept_free: 0,
-            buffers: Vec::new(),
-            buffers_made: 0,
-            readers: Vec::new(),
-            tally: Tally::default(),
+            corrupt: spec.corrupt,
+            zone_name: spec.zone.clone(),
+            roles: spec.roles(),
+            died: 0,
         });
+        let engine = self.engine(id, &spec);
+        let random = rand_pcg::Pcg64::seed_from_u64(self.random_of(id));
+        let shard = id as usize & (self.shards.len() - 1);
+        self.shards[shard].nodes.push(Node::new(spec, engine, random));
         id as NodeId
+    }
+
+    /// A zone's number, with its delays to the others.
+    fn zone(&mut self, zone: &Zone) -> u32 {
+        let number = self.wire.network.zone(zone);
+        if number as usize >= self.world.delays.len() {
+            let network = &mut self.wire.network;
+            let delays = (0..=number).map(|from| (0..=number).map(|to| network.delay(from, to)).collect());
+            self.world.delays = delays.collect();
+        }
+        number
     }
 
     /// A peer id spread over the key space, as real keys are, whose last bytes are the node's number.
@@ -203,28 +183,39 @@ impl Fleet {
         PeerId::from_public_key(key)
     }
 
-    fn id_of(&self, peer: &PeerId) -> Option<u32> {
-        let bytes = peer.public_key().get(24..28)?;
-        let id = u32::from_le_bytes(bytes.try_into().ok()?);
-        (self.nodes.get(id as usize)?.peer == *peer).then_some(id)
+    fn random_of(&self, id: u32) -> u64 {
+        let life = u64::from(self.world.fact(id).life) << 32;
+        self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(id) + life)
     }
 
-    fn engine(&self, id: u32, peer: PeerId, spec: &NodeSpec) -> Engine {
-        let life = u64::from(self.lives[id as usize]) << 32;
-        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(id) + life);
-        let (config, zone) = (self.config.engine.clone(), spec.zone.clone());
-        Engine::new(config, peer, zone, seed, self.time()).with_roles(spec.roles())
+    fn engine(&self, id: u32, spec: &NodeSpec) -> Engine {
+        let (config, zone) = (self.world.config.engine.clone(), spec.zone.clone());
+        let peer = self.world.fact(id).peer;
+        Engine::new(config, peer, zone, self.random_of(id), self.now()).with_roles(spec.roles())
+    }
+
+    fn shard_mut(&mut self, node: NodeId) -> &mut Shard {
+        let shard = node & (self.shards.len() - 1);
+        &mut self.shards[shard]
+    }
+
+    fn node(&self, node: NodeId) -> &Node {
+        self.shards[node & (self.shards.len() - 1)].node(node as u32)
+    }
+
+    fn node_mut(&mut self, node: NodeId) -> &mut Node {
+        self.shard_mut(node).own(node as u32)
     }
 
     /// The number of a blob, known from now on.
     fn blob(&mut self, truth: &Truth) -> u32 {
         let digest = truth.metainfo.digest();
-        if let Some(number) = self.by_digest.get(&digest) {
-            return *number;
+        if let Some(number) = self.world.blob_of(&digest) {
+            return number;
         }
-        let number = u32::try_from(self.blobs.len()).unwrap_or(u32::MAX);
-        self.blobs.push(truth.clone());
-        self.by_digest.insert(digest, number);
+        let number = u32::try_from(self.world.blobs.len()).unwrap_or(u32::MAX);
+        self.world.blobs.push(truth.clone());
+        self.world.by_digest.insert(digest, number);
         number
     }
 
@@ -239,8 +230,8 @@ impl Fleet {
             complete: true,
             hashed: count,
         };
-        self.nodes[node].disk.insert(blob, held);
-        self.dht.store(blob, node as u32);
+        self.node_mut(node).disk.insert(blob, held);
+        self.wire.dht.store(blob, node as u32);
     }
 
     /// Puts a blob into an origin's backend: described on its disk, and no piece there.
@@ -253,92 +244,181 @@ impl Fleet {
             complete: false,
             hashed: 0,
         };
-        self.nodes[node].disk.insert(blob, held);
-        self.nodes[node].backend.insert(blob);
+        let own = self.node_mut(node);
+        own.disk.insert(blob, held);
+        own.backend.insert(blob);
     }
 
     /// Whether an origin's backend answers.
     pub fn set_backend_down(&mut self, node: NodeId, down: bool) {
-        self.nodes[node].backend_down = down;
+        self.node_mut(node).backend_down = down;
     }
 
     /// Opens a reader.
     pub fn read(&mut self, node: NodeId, digest: Digest, want: ReaderWant) -> ReaderId {
-        let outcome = ReaderOutcome { opened: self.time(), ..ReaderOutcome::default() };
-        let own = &mut self.nodes[node];
-        let reader = ReaderId(own.readers.len() as u64);
-        own.readers.push(Opened { digest, outcome, live: true });
-        self.open_readers += 1;
+        let outcome = ReaderOutcome { opened: self.now(), ..ReaderOutcome::default() };
+        let shard = self.shard_mut(node);
+        shard.open_readers += 1;
+        let readers = &mut shard.own(node as u32).readers;
+        let reader = ReaderId(readers.len() as u64);
+        readers.push(Opened { digest, outcome, live: true });
         self.input(node, Input::ReaderOpened { reader, digest, want });
         reader
     }
 
     /// Closes a reader.
     pub fn close(&mut self, node: NodeId, reader: ReaderId) {
-        self.end_reader(node as u32, reader);
+        self.end_reader(node, reader);
         self.input(node, Input::ReaderClosed { reader });
     }
 
-    fn end_reader(&mut self, node: u32, reader: ReaderId) {
-        if let Some(opened) = self.nodes[node as usize].readers.get_mut(reader.0 as usize)
+    fn end_reader(&mut self, node: NodeId, reader: ReaderId) {
+        let shard = self.shard_mut(node);
+        if let Some(opened) = shard.own(node as u32).readers.get_mut(reader.0 as usize)
             && std::mem::take(&mut opened.live)
             && !opened.outcome.is_over()
         {
-            self.open_readers -= 1;
+            shard.open_readers -= 1;
         }
     }
 
     /// How a reader stands.
     pub fn outcome(&self, node: NodeId, reader: ReaderId) -> ReaderOutcome {
-        let opened = self.nodes[node].readers.get(reader.0 as usize);
+        let opened = self.node(node).readers.get(reader.0 as usize);
         opened.map(|opened| opened.outcome.clone()).unwrap_or_default()
     }
 
     /// Feeds an input of the local driver to a node.
     pub fn input(&mut self, node: NodeId, input: Input) {
-        self.answer(node as u32, self.now, input);
-    }
-
-    fn answer(&mut self, node: u32, at: u64, input: Input) {
-        let input = self.inputs.insert(input);
-        let life = self.lives[node as usize];
-        self.queue.push(at, Event::Input { node, life, input });
+        let life = self.world.fact(node as u32).life;
+        self.post(node, Mail::Input { node: node as u32, life, input });
     }
 
     /// Runs for a time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + nanos(time);
         self.run_to(end, |_| false);
-        self.now = end;
+        self.now = self.now.max(end);
     }
 
-    /// Runs until `done` says so or the time is up; returns whether it did. A violation ends it too.
+    /// Runs until `done` says so or the time is up; returns whether it did. A violation ends it too. `done` is asked after
+    /// every step, which is as long as the network's shortest delay.
     pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool) -> bool {
         self.run_to(nanos(end.since_start()), done)
     }
 
     fn run_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
-        while !done(self) {
-            if self.violation.is_some() || self.queue.next_at().is_none_or(|at| at > end) {
+        self.spread_out();
+        loop {
+            if done(self) {
+                return true;
+            }
+            self.exchange();
+            let next = self.next_at();
+            if self.violation.is_some() || next > end || next == u64::MAX {
                 return false;
             }
-            let Some((at, event)) = self.queue.pop() else { return false };
-            self.now = at;
-            self.events += 1;
-            self.happen(event);
+            self.run_step(next, end);
         }
-        true
+    }
+
+    /// Spreads the nodes over their shards, before anything happens.
+    fn spread_out(&mut self) {
+        if std::mem::replace(&mut self.spread, true) {
+            return;
+        }
+        let bits = (self.node_count() / SHARD_NODES_MIN).max(1).ilog2().min(SHARD_BITS_MAX);
+        let shards = (0..1 << bits).map(|_| Shard::new(bits)).collect();
+        for before in std::mem::replace(&mut self.shards, shards) {
+            self.shards.iter_mut().for_each(|shard| shard.trace.filter = before.trace.filter);
+            for (id, node) in before.nodes.into_iter().enumerate() {
+                let shard = self.shard_mut(id);
+                let open = |opened: &&Opened| opened.live && !opened.outcome.is_over();
+                shard.open_readers += node.readers.iter().filter(open).count();
+                shard.nodes.push(node);
+            }
+        }
+        self.wire.inbox.resize_with(self.shards.len(), Vec::new);
+        self.wire.outbox = Outbox::new(self.shards.len());
+    }
+
+    /// When something happens next; `u64::MAX` when nothing does.
+    fn next_at(&mut self) -> u64 {
+        let nodes = self.shards.iter_mut().map(Shard::next_at).min().unwrap_or(u64::MAX);
+        nodes.min(self.wire.next_at()).min(self.mail_at)
+    }
+
+    /// Hands all mail and wishes over to whom they are for.
+    fn exchange(&mut self) {
+        for (node, posted) in std::mem::take(&mut self.posted) {
+            self.shard_mut(node as NodeId).accept(posted);
+        }
+        for from in 0..=self.shards.len() {
+            let outbox = match self.shards.get_mut(from) {
+                Some(shard) => {
+                    hand_over(&mut shard.ops, &mut self.wire.inbox[from]);
+                    &mut shard.outbox
+                }
+                None => &mut self.wire.outbox,
+            };
+            let earliest = std::mem::replace(&mut outbox.earliest, u64::MAX);
+            if earliest == u64::MAX {
+                continue;
+            }
+            self.mail_at = self.mail_at.min(earliest);
+            let mut boxes = std::mem::take(&mut outbox.boxes);
+            for (mail, shard) in boxes.iter_mut().zip(&mut self.shards) {
+                hand_over(mail, &mut shard.inbox[from]);
+            }
+            match self.shards.get_mut(from) {
+                Some(shard) => shard.outbox.boxes = boxes,
+                None => self.wire.outbox.boxes = boxes,
+            }
+        }
+    }
+
+    /// Lets the nodes run until where the wire is, or until the end of `end`, and the wire a step further meanwhile. Nothing
+    /// happens before `next`.
+    fn run_step(&mut self, next: u64, end: u64) {
+        if next >= self.wire.until {
+            self.wire.skip_to(next);
+        }
+        let until = self.wire.until.min(end.saturating_add(1));
+        let ahead = (until == self.wire.until).then(|| until.saturating_add(self.step));
+        let before = self.events();
+        let (world, wire, shards) = (&self.world, &mut self.wire, &mut self.shards);
+        let mut run_wire = || {
+            if let Some(ahead) = ahead {
+                wire.run(world, ahead);
+            }
+        };
+        if shards.len() > 1 && self.busy >= PARALLEL_EVENTS_MIN {
+            rayon::join(run_wire, || shards.par_iter_mut().for_each(|shard| shard.run(world, until)));
+        } else {
+            run_wire();
+            shards.iter_mut().for_each(|shard| shard.run(world, until));
+        }
+        self.mail_at = u64::MAX;
+        self.now = until.min(end);
+        self.busy = self.events() - before;
+        let violation =
+            self.shards.iter().filter_map(|shard| shard.violation.as_ref()).min_by_key(|(at, _)| *at);
+        if let Some((at, what)) = violation
+            && self.violation.is_none()
+        {
+            self.violation = Some(format!("at {:.6} s: {what}", *at as f64 / 1e9));
+        }
     }
 
     /// Runs until every reader of the living nodes is done or failed; `false` when `limit` passes first.
     pub fn run_readers(&mut self, limit: Duration) -> bool {
         let end = self.now + nanos(limit);
-        self.run_to(end, |fleet| fleet.open_readers == 0)
+        self.run_to(end, |fleet| fleet.open_readers() == 0)
     }
 
     /// Readers of living nodes that are neither done nor failed.
     pub fn open_readers(&self) -> usize {
-        self.open_readers
+        self.shards.iter().map(|shard| shard.open_readers).sum()
     }
 
     /// A number below `bound` from the fleet's own generator, for scenarios.
@@ -348,67 +428,65 @@ impl Fleet {
 
     /// Whether a node runs: neither killed nor stopped.
     pub fn is_running(&self, node: NodeId) -> bool {
-        self.nodes[node].alive && !self.nodes[node].stopped
+        let fact = self.world.fact(node as u32);
+        fact.alive && !fact.stopped
     }
 
     /// Whether a node was killed.
     pub fn is_dead(&self, node: NodeId) -> bool {
-        !self.nodes[node].alive
+        !self.world.fact(node as u32).alive
     }
 
     /// A node's peer id.
     pub fn peer(&self, node: NodeId) -> PeerId {
-        self.nodes[node].peer
+        self.world.fact(node as u32).peer
     }
 
     /// What a node is.
     pub fn spec(&self, node: NodeId) -> &NodeSpec {
-        &self.nodes[node].spec
+        &self.node(node).spec
     }
 
     /// Bytes on the wire a byte of payload.
     pub fn overhead(&self) -> f64 {
-        self.config.network.overhead
+        self.world.config.network.overhead
     }
 
     /// Whether a reader belongs to its process's present life.
     pub fn is_live(&self, node: NodeId, reader: ReaderId) -> bool {
-        self.nodes[node].readers.get(reader.0 as usize).is_some_and(|opened| opened.live)
+        self.node(node).readers.get(reader.0 as usize).is_some_and(|opened| opened.live)
     }
 
     /// Virtual time.
     pub fn now(&self) -> Timestamp {
-        self.time()
-    }
-
-    fn time(&self) -> Timestamp {
         Timestamp::from_start(Duration::from_nanos(self.now))
     }
 
     /// Events so far.
     pub fn events(&self) -> u64 {
-        self.events
+        self.wire.events + self.shards.iter().map(|shard| shard.events).sum::<u64>()
     }
 
     /// Nodes, dead ones included.
     pub fn node_count(&self) -> usize {
-        self.nodes.len()
+        self.world.facts.len()
     }
 
     /// A node's engine, for inspection.
     pub fn engine_of(&self, node: NodeId) -> &Engine {
-        &self.nodes[node].engine
+        &self.node(node).engine
     }
 
     /// What a node did.
     pub fn tally(&self, node: NodeId) -> Tally {
-        self.nodes[node].tally
+        let sent_bytes = self.wire.sent_bytes.get(node).copied().unwrap_or(0);
+        Tally { sent_bytes, ..self.node(node).tally }
     }
 
     /// Every reader of a node, in the order of their opening, with its blob and whether it belongs to the process's
     /// present life.
     pub fn readers(&self, node: NodeId) -> impl Iterator<Item = (Digest, &ReaderOutcome, bool)> + '_ {
-        self.nodes[node].readers.iter().map(|opened| (opened.digest, &opened.outcome, opened.live))
+        self.node(node).readers.iter().map(|opened| (opened.digest, &opened.outcome, opened.live))
     }
 
     /// Whether a node's disk holds a whole, checked blob.
@@ -422,184 +500,54 @@ impl Fleet {
     }
 
     fn held(&self, node: NodeId, digest: &Digest) -> Option<&Held> {
-        self.nodes[node].disk.get(self.by_digest.get(digest)?)
+        self.node(node).disk.get(&self.world.blob_of(digest)?)
     }
 
     /// Payload bytes that crossed links between zones.
     pub fn crossed_bytes(&self) -> u64 {
-        self.network.crossed().map(|(.., bytes)| bytes).sum()
+        self.wire.network.crossed().map(|(.., bytes)| bytes).sum()
     }
 
     /// Payload bytes over each link between zones, by direction.
     pub fn links(&self) -> impl Iterator<Item = (&Zone, &Zone, u64)> + '_ {
-        self.network.crossed()
+        self.wire.network.crossed()
     }
 
     /// Payload verified over time, all nodes together.
-    pub fn timeline(&self) -> &Timeline {
-        &self.timeline
+    pub fn timeline(&self) -> Timeline {
+        let mut all = Timeline::default();
+        self.shards.iter().for_each(|shard| all.absorb(shard.timeline.clone()));
+        all
     }
 
-    /// A hash of everything that happened so far.
+    /// A hash of everything that happened so far: of each node's story, in the order of the nodes.
     pub fn trace_hash(&self) -> u64 {
-        self.trace.hash()
+        (0..self.node_count()).fold(HASH_START, |hash, node| hash_word(hash, self.node(node).trace_hash))
     }
 
     /// Keeps the story of a host or piece from now on.
     pub fn trace(&mut self, filter: TraceFilter) {
-        self.trace.tell(filter);
+        self.shards.iter_mut().for_each(|shard| shard.trace.filter = Some(filter));
     }
 
     /// The story, a line an effect.
-    pub fn trace_lines(&self) -> &[String] {
-        &self.trace.lines
+    pub fn trace_lines(&self) -> Vec<String> {
+        let mut lines: Vec<_> = self.shards.iter().flat_map(|shard| &shard.trace.lines).collect();
+        lines.sort_by_key(|(at, ..)| *at);
+        lines.into_iter().map(shown).collect()
     }
 
     /// What must never happen and did; the run ends there.
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
+}
 
-    fn violate(&mut self, what: impl FnOnce() -> String) {
-        let at = self.time().since_start();
-        self.violation.get_or_insert_with(|| format!("at {:.6} s: {}", at.as_secs_f64(), what()));
-    }
-
-    fn happen(&mut self, event: Event) {
-        let event = match event {
-            Event::Rebalance => return self.rebalance(),
-            Event::Reached(milestone) => return self.reached(milestone),
-            Event::Provided { node, blob } => {
-                if self.nodes[node as usize].alive {
-                    self.dht.store(blob, node);
-                }
-                return;
-            }
-            Event::Silence { connection, serial } => return self.silence_over(connection, serial),
-            Event::Begin { connection, serial, way } => return self.begin(connection, serial, way),
-            Event::Dialed { from, to } => return self.dialed(from, to),
-            other => other,
-        };
-        let Some(node) = self.receiver(&event) else { return self.lost(event) };
-        if self.nodes[node as usize].stopped {
-            return self.nodes[node as usize].missed.push_back(event);
-        }
-        match event {
-            Event::Input { node, input, .. } => {
-                if let Some(input) = self.inputs.take(input) {
-                    self.deliver(node, input);
-                }
-            }
-            Event::Wake { node } => self.wake(node),
-            Event::Message { to, connection, message, .. } => {
-                let from = self.connections[connection as usize].other(to);
-                let peer = self.nodes[from as usize].peer;
-                if let Some(message) = self.messages.take(message) {
-                    self.deliver(to, Input::Message { peer, message });
-                }
-            }
-            Event::Connected { from, to } => self.connected(from, to),
-            Event::Arrived { connection, way, channel, piece, bytes, .. } => {
-                self.arrived(connection, way, channel, piece, bytes);
-            }
-            Event::Verified { node, blob, piece, .. } => self.verified(node, blob, piece),
-            Event::ReaderMoved { node, reader, offset, .. } => {
-                self.deliver(node, Input::ReaderMoved { reader: ReaderId(reader.into()), offset });
-            }
-            _ => {}
-        }
-    }
-
-    /// Whom an event reaches; `None` when it reaches nobody (any more), or not now.
-    fn receiver(&mut self, event: &Event) -> Option<u32> {
-        let living = |node: u32, life: u32| {
-            (self.nodes[node as usize].alive && self.lives[node as usize] == life).then_some(node)
-        };
-        match *event {
-            Event::Input { node, life, .. }
-            | Event::Verified { node, life, .. }
-            | Event::ReaderMoved { node, life, .. } => living(node, life),
-            Event::Wake { node } => self.nodes[node as usize].alive.then_some(node),
-            Event::Connected { from, .. } => self.nodes[from as usize].alive.then_some(from),
-            Event::Message { to, connection, serial, .. } => {
-                let known = &mut self.connections[connection as usize];
-                if known.serial != serial {
-                    return None;
-                }
-                if known.cut {
-                    known.delayed.push(*event);
-                    return None;
-                }
-                Some(to)
-            }
-            Event::Arrived { connection, serial, way, .. } => {
-                let known = &mut self.connections[connection as usize];
-                if known.serial != serial {
-                    return None;
-                }
-                if known.cut {
-                    known.delayed.push(*event);
-                    return None;
-                }
-                Some(known.ends[1 - way as usize])
-            }
-            _ => None,
-        }
-    }
-
-    /// Frees what an event that reaches nobody carried.
-    fn lost(&mut self, event: Event) {
-        match event {
-            Event::Input { input, .. } => drop(self.inputs.take(input)),
-            Event::Message { connection, serial, message, .. } => {
-                let known = &self.connections[connection as usize];
-                if known.serial != serial || !known.cut {
-                    self.messages.take(message);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn wake(&mut self, node: u32) {
-        let now = self.time();
-        let own = &mut self.nodes[node as usize];
-        if own.wake <= self.now {
-            own.wake = u64::MAX;
-        }
-        if own.engine.poll_timeout().is_some_and(|at| at <= now) {
-            own.engine.handle_timeout(now);
-        }
-        self.carry_out(node);
-    }
-
-    fn deliver(&mut self, node: u32, input: Input) {
-        let now = self.time();
-        let own = &mut self.nodes[node as usize];
-        if !own.alive {
-            return;
-        }
-        own.engine.handle_input(now, input);
-        self.carry_out(node);
-    }
-
-    fn carry_out(&mut self, node: u32) {
-        while let Some(effect) = self.nodes[node as usize].engine.poll_effect() {
-            self.trace.effect(self.now, node, &effect);
-            self.effect(node, effect);
-        }
-        let limit = self.config.engine.buffer_bytes_max;
-        let own = &mut self.nodes[node as usize];
-        if own.engine.buffered_bytes() > limit {
-            self.violate(|| format!("node {node} buffers more than {limit} bytes"));
-            return;
-        }
-        if let Some(at) = own.engine.poll_timeout() {
-            let at = nanos(at.since_start()).max(self.now);
-            if at < own.wake {
-                own.wake = at;
-                self.queue.push(at, Event::Wake { node });
-            }
-        }
+/// Moves all of one list behind another. Lists that take turns keep their room.
+fn hand_over<T>(from: &mut Vec<T>, to: &mut Vec<T>) {
+    if to.is_empty() {
+        std::mem::swap(from, to);
+    } else {
+        to.append(from);
     }
 }

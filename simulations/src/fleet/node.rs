@@ -1,14 +1,14 @@
 //! One virtual process: an engine, a disk, an access link, readers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::Engine;
 use shoal_engine::io::ReadError;
-use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Role, Roles, Timestamp, VouchedMetainfo, Zone};
+use shoal_types::{Bitfield, Digest, Metainfo, Role, Roles, Timestamp, VouchedMetainfo, Zone};
 
-use super::Event;
+use super::mail::Event;
 
 /// What a node is.
 #[derive(Clone, Debug)]
@@ -152,27 +152,46 @@ pub(crate) struct Opened {
     pub(crate) live: bool,
 }
 
+/// A node's end of a connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Its number at the network.
+    pub(crate) connection: u32,
+    /// Unlike any other connection's.
+    pub(crate) serial: u32,
+    /// The network between the ends is cut.
+    pub(crate) cut: bool,
+    /// One-way delay in nanoseconds.
+    pub(crate) delay: u64,
+    /// Pieces that the other end may send: this end's channel and the number.
+    pub(crate) expected: Vec<(u32, u32)>,
+    /// What arrived while the network was cut, and TCP sends again.
+    pub(crate) delayed: Vec<Event>,
+}
+
+impl Link {
+    pub(crate) fn new(connection: u32, serial: u32, delay: u64, cut: bool) -> Self {
+        Self { connection, serial, cut, delay, expected: Vec::new(), delayed: Vec::new() }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) spec: NodeSpec,
-    pub(crate) peer: PeerId,
-    pub(crate) zone: u32,
     pub(crate) engine: Engine,
-    pub(crate) alive: bool,
-    /// When it died.
-    pub(crate) died: u64,
-    /// Stopped as by SIGSTOP: it neither reads, sends nor runs, and its connections stay open.
-    pub(crate) stopped: bool,
+    /// What reached it while it was stopped.
     pub(crate) missed: VecDeque<Event>,
     /// The next wake-up that is arranged.
     pub(crate) wake: u64,
-    pub(crate) up: u32,
-    pub(crate) down: u32,
-    /// Connections by the other's number, in order.
-    pub(crate) links: Vec<(u32, u32)>,
+    /// The other ends of its connections, in order.
+    others: Vec<u32>,
+    /// A connection each.
+    links: Vec<Link>,
+    /// Whom it refuses.
+    pub(crate) bans: BTreeSet<u32>,
     pub(crate) disk: BTreeMap<u32, Held>,
     pub(crate) disk_free: u64,
-    pub(crate) backend: std::collections::BTreeSet<u32>,
+    pub(crate) backend: BTreeSet<u32>,
     pub(crate) backend_down: bool,
     pub(crate) backend_free: u64,
     pub(crate) accept_free: u64,
@@ -181,24 +200,66 @@ pub(crate) struct Node {
     pub(crate) buffers_made: u64,
     pub(crate) readers: Vec<Opened>,
     pub(crate) tally: Tally,
+    pub(crate) random: rand_pcg::Pcg64,
+    pub(crate) trace_hash: u64,
 }
 
 impl Node {
-    pub(crate) fn link(&self, other: u32) -> Option<u32> {
-        let at = self.links.binary_search_by_key(&other, |(node, _)| *node).ok()?;
-        self.links.get(at).map(|(_, connection)| *connection)
-    }
-
-    pub(crate) fn add_link(&mut self, other: u32, connection: u32) {
-        if let Err(at) = self.links.binary_search_by_key(&other, |(node, _)| *node) {
-            self.links.insert(at, (other, connection));
+    pub(crate) fn new(spec: NodeSpec, engine: Engine, random: rand_pcg::Pcg64) -> Self {
+        Self {
+            spec,
+            engine,
+            missed: VecDeque::new(),
+            wake: u64::MAX,
+            others: Vec::new(),
+            links: Vec::new(),
+            bans: BTreeSet::new(),
+            disk: BTreeMap::new(),
+            disk_free: 0,
+            backend: BTreeSet::new(),
+            backend_down: false,
+            backend_free: 0,
+            accept_free: 0,
+            buffers: Vec::new(),
+            buffers_made: 0,
+            readers: Vec::new(),
+            tally: Tally::default(),
+            random,
+            trace_hash: crate::trace::HASH_START,
         }
     }
 
-    pub(crate) fn remove_link(&mut self, other: u32) {
-        if let Ok(at) = self.links.binary_search_by_key(&other, |(node, _)| *node) {
-            self.links.remove(at);
+    pub(crate) fn link(&self, other: u32) -> Option<&Link> {
+        self.others.binary_search(&other).ok().and_then(|at| self.links.get(at))
+    }
+
+    /// The link to another node, if it is still that connection's.
+    pub(crate) fn link_mut(&mut self, other: u32, serial: u32) -> Option<&mut Link> {
+        let at = self.others.binary_search(&other).ok()?;
+        self.links.get_mut(at).filter(|link| link.serial == serial)
+    }
+
+    pub(crate) fn add_link(&mut self, other: u32, link: Link) {
+        if let Err(at) = self.others.binary_search(&other) {
+            self.others.insert(at, other);
+            self.links.insert(at, link);
         }
+    }
+
+    /// Takes a link out, if it is still that connection's.
+    pub(crate) fn remove_link(&mut self, other: u32, serial: u32) -> Option<Link> {
+        let at = self.others.binary_search(&other).ok()?;
+        if self.links.get(at)?.serial != serial {
+            return None;
+        }
+        self.others.remove(at);
+        Some(self.links.remove(at))
+    }
+
+    /// Its connections: the other end, the number at the network, the serial.
+    pub(crate) fn connections(&self) -> Vec<(u32, u32, u32)> {
+        let links = self.others.iter().zip(&self.links);
+        links.map(|(other, link)| (*other, link.connection, link.serial)).collect()
     }
 
     /// When work of the disk that takes `time` and begins now ends: one operation after the other.

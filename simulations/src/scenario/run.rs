@@ -280,7 +280,7 @@ impl Simulation {
     }
 
     /// The story asked for with [`Self::trace`].
-    pub fn trace_lines(&self) -> &[String] {
+    pub fn trace_lines(&self) -> Vec<String> {
         self.fleet.trace_lines()
     }
 
