@@ -19,6 +19,7 @@ use crate::budget::Bucket;
 use crate::config::EngineConfig;
 use crate::flow::Flow;
 use crate::io::{Effect, Event, Input, ReaderId, Report};
+use crate::keyed::Map;
 use crate::message::{Channel, Message};
 use crate::random::Random;
 use crate::swarm::Swarm;
@@ -78,10 +79,10 @@ pub struct Engine {
     random: Random,
     /// Decides this process's order of pieces that are as rare.
     order: u32,
-    peers: BTreeMap<PeerId, Peer>,
+    peers: Map<PeerId, Peer>,
     /// Peers being dialled, and the swarms they are dialled for.
-    dialing: BTreeMap<PeerId, BTreeSet<Digest>>,
-    swarms: BTreeMap<Digest, Swarm>,
+    dialing: Map<PeerId, BTreeSet<Digest>>,
+    swarms: Map<Digest, Swarm>,
     readers: BTreeMap<ReaderId, Digest>,
     /// What comes from each other zone, all peers together: requests in flight are sized to the link as to a peer.
     links: BTreeMap<Zone, Flow>,
@@ -93,7 +94,7 @@ pub struct Engine {
     /// Payload bytes requested and being verified.
     buffered_bytes: u64,
     /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
-    verifying: BTreeMap<(Digest, u32), u32>,
+    verifying: Map<(Digest, u32), u32>,
     /// Swarms that wait for buffer room, and how many bytes of it.
     hungry: BTreeMap<Digest, u32>,
     /// The one of them that went on last.
@@ -126,9 +127,9 @@ impl Engine {
             now,
             random,
             order,
-            peers: BTreeMap::new(),
-            dialing: BTreeMap::new(),
-            swarms: BTreeMap::new(),
+            peers: Map::default(),
+            dialing: Map::default(),
+            swarms: Map::default(),
             readers: BTreeMap::new(),
             links: BTreeMap::new(),
             stalls: false,
@@ -136,7 +137,7 @@ impl Engine {
             timers: Timers::default(),
             out: Out { now, effects: VecDeque::new() },
             buffered_bytes: 0,
-            verifying: BTreeMap::new(),
+            verifying: Map::default(),
             hungry: BTreeMap::new(),
             fed: None,
             bad_signers: BTreeSet::new(),

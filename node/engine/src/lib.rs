@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 mod flow;
 pub mod io;
+mod keyed;
 pub mod message;
 mod random;
 mod swarm;

@@ -1,11 +1,13 @@
 //! Deadlines by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use shoal_types::{Digest, PeerId, Timestamp};
 
+use crate::keyed::Map;
+
 /// What is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Timer {
     /// Tell the haves gathered.
     Haves(Digest),
@@ -28,41 +30,47 @@ pub(crate) enum Timer {
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    by_time: BTreeSet<(Timestamp, Timer)>,
-    by_name: BTreeMap<Timer, Timestamp>,
+    /// By time and, at one time, in the order in which they were set.
+    by_time: BTreeMap<(Timestamp, u64), Timer>,
+    by_name: Map<Timer, (Timestamp, u64)>,
     /// The first of `by_time`: asked for after every input.
     first: Option<Timestamp>,
+    /// Times that a deadline was set.
+    sets: u64,
 }
 
 impl Timers {
     /// Sets or moves a deadline.
     pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
-        if let Some(before) = self.by_name.insert(timer, at) {
-            if before == at {
+        self.sets = self.sets.wrapping_add(1);
+        let place = (at, self.sets);
+        let before = self.by_name.entry(timer).or_insert(place);
+        if *before != place {
+            if before.0 == at {
                 return;
             }
-            self.by_time.remove(&(before, timer));
+            self.by_time.remove(&std::mem::replace(before, place));
         }
-        self.by_time.insert((at, timer));
+        self.by_time.insert(place, timer);
         self.note_first();
     }
 
     /// Sets a deadline unless an earlier one stands.
     pub(crate) fn set_earlier(&mut self, timer: Timer, at: Timestamp) {
-        if self.by_name.get(&timer).is_none_or(|standing| at < *standing) {
+        if self.by_name.get(&timer).is_none_or(|(standing, _)| at < *standing) {
             self.set(timer, at);
         }
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some(at) = self.by_name.remove(&timer) {
-            self.by_time.remove(&(at, timer));
+        if let Some(place) = self.by_name.swap_remove(&timer) {
+            self.by_time.remove(&place);
             self.note_first();
         }
     }
 
     fn note_first(&mut self) {
-        self.first = self.by_time.first().map(|(at, _)| *at);
+        self.first = self.by_time.first_key_value().map(|((at, _), _)| *at);
     }
 
     pub(crate) fn is_set(&self, timer: Timer) -> bool {
@@ -76,12 +84,9 @@ impl Timers {
     /// Takes out what is due at `now`.
     pub(crate) fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
         let mut due = Vec::new();
-        while let Some((at, timer)) = self.by_time.first().copied() {
-            if at > now {
-                break;
-            }
-            self.by_time.remove(&(at, timer));
-            self.by_name.remove(&timer);
+        while let Some(first) = self.by_time.first_entry().filter(|first| first.key().0 <= now) {
+            let timer = first.remove();
+            self.by_name.swap_remove(&timer);
             due.push(timer);
         }
         self.note_first();

@@ -2,12 +2,13 @@
 
 mod active;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
 
 use crate::config::EngineConfig;
+use crate::keyed::{Map, Set};
 use crate::message::Channel;
 use active::{Active, Sending};
 
@@ -60,18 +61,18 @@ impl Job {
 struct Queue {
     same_zone: bool,
     waiting: VecDeque<Job>,
-    active: BTreeMap<(Digest, PieceIndex), Sending>,
+    active: Map<(Digest, PieceIndex), Sending>,
     served_bytes: u64,
 }
 
 /// All uploads of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
-    queues: BTreeMap<PeerId, Queue>,
+    queues: Map<PeerId, Queue>,
     /// Peers for whom something waits.
-    ready: BTreeSet<PeerId>,
+    ready: Set<PeerId>,
     /// Those of them whose next piece opens a zone.
-    opening: BTreeSet<PeerId>,
+    opening: Set<PeerId>,
     waiting: usize,
     active: Active,
     turn: u32,
@@ -84,7 +85,7 @@ pub(crate) struct Uploads {
     /// The most that the wire was seen to carry lately, in bytes per second; `None` before a send has ended.
     wire_rate: Option<f64>,
     /// Peers that were refused and have not come again: they share the room there will be.
-    turned_away: BTreeSet<PeerId>,
+    turned_away: Set<PeerId>,
 }
 
 impl Uploads {
@@ -108,7 +109,7 @@ impl Uploads {
             self.turned_away.insert(peer);
             return false;
         }
-        self.turned_away.remove(&peer);
+        self.turned_away.swap_remove(&peer);
         if job.opens_zone {
             queue.waiting.push_front(job);
         } else {
@@ -128,7 +129,7 @@ impl Uploads {
             if belongs {
                 set.insert(*peer);
             } else {
-                set.remove(peer);
+                set.swap_remove(peer);
             }
         }
     }
@@ -178,7 +179,7 @@ impl Uploads {
         piece: PieceIndex,
         whole: bool,
     ) -> bool {
-        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove(&(digest, piece)));
+        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(digest, piece)));
         let Some(sending) = active else { return false };
         let carried = self.active.end(now, &sending);
         if whole {
@@ -225,8 +226,8 @@ impl Uploads {
 
     /// Forgets a peer that is gone.
     pub(crate) fn remove(&mut self, now: Timestamp, peer: &PeerId) {
-        self.turned_away.remove(peer);
-        if let Some(queue) = self.queues.remove(peer) {
+        self.turned_away.swap_remove(peer);
+        if let Some(queue) = self.queues.swap_remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
             for sending in queue.active.into_values() {
                 self.active.end(now, &sending);
@@ -361,7 +362,7 @@ mod tests {
             assert!(!uploads.push(&config, peer(n), true, job(31)), "over the limit");
             assert!(uploads.push(&config, peer(n), true, job(5)), "twice the same is once");
         }
-        let mut served = BTreeMap::new();
+        let mut served = std::collections::BTreeMap::new();
         for _ in 0..30 {
             let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
             assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_none(), "one slot");

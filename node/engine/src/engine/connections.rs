@@ -24,7 +24,7 @@ impl Engine {
         if peer == self.local {
             return;
         }
-        let waiting = self.dialing.remove(&peer).unwrap_or_default();
+        let waiting = self.dialing.swap_remove(&peer).unwrap_or_default();
         if let Some(known) = self.peers.get_mut(&peer) {
             // The driver settled a simultaneous dial; what was agreed on the connection stands.
             known.zone = zone;
@@ -84,7 +84,7 @@ impl Engine {
     }
 
     pub(super) fn connect_failed(&mut self, peer: PeerId) {
-        for digest in self.dialing.remove(&peer).unwrap_or_default() {
+        for digest in self.dialing.swap_remove(&peer).unwrap_or_default() {
             self.candidate_gone(digest, peer);
         }
     }
@@ -99,7 +99,7 @@ impl Engine {
     }
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
-        let Some(gone) = self.peers.remove(&peer) else { return };
+        let Some(gone) = self.peers.swap_remove(&peer) else { return };
         self.note_zones();
         self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));

@@ -417,7 +417,7 @@ impl Engine {
     }
 
     fn unhold(&mut self, digest: Digest, number: u32) {
-        if let Some(bytes) = self.verifying.remove(&(digest, number)) {
+        if let Some(bytes) = self.verifying.swap_remove(&(digest, number)) {
             self.release(bytes);
         }
     }

@@ -494,7 +494,7 @@ impl Engine {
             }
         }
         self.fail_readers(digest, &ReadError::Unavailable);
-        self.swarms.remove(&digest);
+        self.swarms.swap_remove(&digest);
         for waiting in self.dialing.values_mut() {
             waiting.remove(&digest);
         }

@@ -500,12 +500,12 @@ fn evict(swarm: &mut Swarm) -> bool {
         .iter()
         .filter(|(peer, candidate)| {
             !candidate.owner
-                && !swarm.members.contains_key(*peer)
                 && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
+                && !swarm.members.contains_key(*peer)
         })
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);
-    victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
+    victim.is_some_and(|peer| swarm.search.candidates.swap_remove(&peer).is_some())
 }
 
 /// Makes room for somebody who was heard of just now.
@@ -517,5 +517,5 @@ fn evict_oldest(swarm: &mut Swarm) -> bool {
         .filter(|(_, candidate)| !candidate.owner && candidate.standing == Standing::Fresh)
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);
-    victim.is_some_and(|peer| swarm.search.candidates.remove(&peer).is_some())
+    victim.is_some_and(|peer| swarm.search.candidates.swap_remove(&peer).is_some())
 }

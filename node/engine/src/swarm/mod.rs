@@ -12,6 +12,7 @@ use std::sync::Arc;
 use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo, Zone};
 
 use crate::io::{ReaderId, ReaderWant};
+use crate::keyed::Map;
 use crate::random::Random;
 use member::{Member, Outstanding};
 use picker::Picker;
@@ -137,7 +138,7 @@ pub(crate) struct Swarm {
     pub(crate) opening: bool,
     /// The metainfo, once known.
     pub(crate) blob: Option<Blob>,
-    pub(crate) members: BTreeMap<PeerId, Member>,
+    pub(crate) members: Map<PeerId, Member>,
     /// Members of other zones.
     foreign_members: usize,
     /// Requests in flight at members of the own zone.
@@ -168,7 +169,7 @@ impl Swarm {
             started: now,
             opening: true,
             blob: None,
-            members: BTreeMap::new(),
+            members: Map::default(),
             foreign_members: 0,
             near_in_flight: 0,
             readers: BTreeMap::new(),
@@ -198,7 +199,7 @@ impl Swarm {
 
     /// Takes a member out, with what it was asked for.
     pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
-        let member = self.members.remove(peer)?;
+        let member = self.members.swap_remove(peer)?;
         if member.same_zone {
             self.near_in_flight = self.near_in_flight.saturating_sub(member.outstanding.len());
         } else {

@@ -1,10 +1,9 @@
 //! Finding who has a blob, and knowing when nobody does.
 
-use std::collections::BTreeMap;
-
 use shoal_types::{PeerId, Timestamp};
 
 use crate::io::LookupSource;
+use crate::keyed::Map;
 use crate::message::{Absence, PeerHint};
 
 /// How one lookup stands.
@@ -58,7 +57,7 @@ pub(crate) struct Search {
     pub(crate) next_round: Timestamp,
     pub(crate) owners: Lookup,
     pub(crate) dht: Lookup,
-    pub(crate) candidates: BTreeMap<PeerId, Candidate>,
+    pub(crate) candidates: Map<PeerId, Candidate>,
     /// Peers of another zone were named.
     pub(crate) foreign: bool,
 }
