@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Zone};
+use shoal_types::{Digest, PeerId, PieceIndex, Timestamp, Zone};
 
 use super::Engine;
 use super::connections::TICK_MIN;
@@ -42,18 +42,27 @@ impl Engine {
             return;
         }
         let Some(swarm) = self.swarms.get(&digest) else { return };
-        let mut order: Vec<(bool, bool, PeerId)> = swarm
-            .members
-            .iter()
-            .filter(|(_, member)| member.interesting > 0)
-            .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
-            .collect();
+        let (mut order, mut again): (Vec<(bool, bool, PeerId)>, Option<Timestamp>) = (Vec::new(), None);
+        for (peer, member) in swarm.members.iter().filter(|(_, member)| member.interesting > 0) {
+            if member.full_until > self.now {
+                // Whatever woke the swarm before that time has used its timer up.
+                again = again.into_iter().chain([member.full_until]).min();
+            } else if member.is_joined() {
+                order.push((!member.same_zone, member.is_complete(), *peer));
+            }
+        }
         self.random.shuffle(&mut order);
         // A lone seeder first, while it has what nobody else has.
         let lone = swarm.lone_seeder();
         order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder != lone));
+        if let Some(at) = again {
+            self.timers.set_earlier(Timer::Fill(digest), at);
+        }
+        // What waits for room in the buffer gets none from the next peer either.
+        self.hungry.remove(&digest);
         while !order.is_empty() {
-            order.retain(|(_, _, peer)| self.request_one(digest, *peer));
+            order
+                .retain(|(_, _, peer)| !self.hungry.contains_key(&digest) && self.request_one(digest, *peer));
         }
         self.fetch_from_backend(digest);
         self.check_starved(digest);
@@ -328,7 +337,9 @@ impl Engine {
         self.request_ended(digest, peer, channel, number, &outstanding);
         let next = if full { again } else { pause };
         self.timers.set_earlier(Timer::Fill(digest), now + next.max(TICK_MIN));
-        self.peers_found(digest, None, peers);
+        if !peers.is_empty() {
+            self.peers_found(digest, None, peers);
+        }
         self.fill_member(digest, peer);
     }
 
