@@ -11,15 +11,18 @@ use indexmap::{IndexMap, IndexSet};
 pub(crate) type Map<K, V> = IndexMap<K, V, BuildHasherDefault<HeadHasher>>;
 pub(crate) type Set<K> = IndexSet<K, BuildHasherDefault<HeadHasher>>;
 
+/// That of FxHash (Firefox, rustc).
+const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
+
 /// Hashes the first eight bytes of what it is given: keys and digests are spread evenly already. Whoever makes keys that are alike
 /// there makes a look as long as that many steps, and no more of them get in than have a credential.
 #[derive(Debug, Default)]
 pub(crate) struct HeadHasher(u64);
 
 impl HeadHasher {
-    /// As in FxHash (Firefox, rustc): cheap, and good enough for what is random.
+    /// As FxHash does: cheap, and good enough for what is random.
     fn word(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(FACTOR);
     }
 }
 
@@ -44,7 +47,7 @@ impl Hasher for HeadHasher {
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
-        self.0.rotate_left(26)
+        (self.0 ^ self.0 >> 32).wrapping_mul(FACTOR).rotate_left(26)
     }
 }
 
