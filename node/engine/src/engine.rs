@@ -93,6 +93,8 @@ pub struct Engine {
     out: Out,
     /// Payload bytes requested and being verified.
     buffered_bytes: u64,
+    /// Swarms that have requests in flight inside the zone.
+    fetching: usize,
     /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
     verifying: Map<(Digest, u32), u32>,
     /// Swarms that wait for buffer room, and how many bytes of it.
@@ -137,6 +139,7 @@ impl Engine {
             timers: Timers::default(),
             out: Out { now, effects: VecDeque::new() },
             buffered_bytes: 0,
+            fetching: 0,
             verifying: Map::default(),
             hungry: BTreeMap::new(),
             fed: None,

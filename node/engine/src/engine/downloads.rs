@@ -153,7 +153,9 @@ impl Engine {
             self.links.entry(zone.clone()).or_insert_with(fresh).requested(now, bytes);
         }
         let channel = member.our_channel;
+        let fetching = swarm.is_fetching();
         swarm.asked(&peer, number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
+        self.fetching = self.fetching.saturating_add(usize::from(swarm.is_fetching() && !fetching));
         known.flow.requested(now, bytes);
         self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
         self.rate_in.take(bytes);
@@ -165,11 +167,16 @@ impl Engine {
         self.arm_stall(peer);
     }
 
-    /// Whether a swarm may have one more than so many requests in flight inside the zone, those at a lone seeder aside.
+    /// Whether a swarm may have one more than so many requests in flight inside the zone, those at a lone seeder aside. What is asked
+    /// of all peers together beyond what they send at once waits in their queues or is refused: swarms share it.
     fn may_be_in_flight(&self, swarm: &Swarm, in_flight: usize) -> bool {
+        debug_assert_eq!(self.fetching, self.swarms.values().filter(|swarm| swarm.is_fetching()).count());
         let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
+        let sharing = self.fetching.saturating_add(usize::from(!swarm.is_fetching()));
+        let sharing = u32::try_from(sharing).unwrap_or(u32::MAX);
+        let share = self.config.pipeline_pieces_spread.checked_div(sharing).unwrap_or_default();
         // Windows are looked at only where they matter.
-        let Some(beyond) = in_flight.checked_sub(self.config.pipeline_pieces_spread) else { return true };
+        let Some(beyond) = in_flight.checked_sub(share) else { return true };
         let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);
         swarm.members.keys().any(|peer| window(peer) > beyond)
     }
@@ -253,7 +260,11 @@ impl Engine {
 
     /// Takes a request out of the member that was asked.
     fn answered(&mut self, digest: Digest, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
-        self.swarms.get_mut(&digest)?.answered(peer, number)
+        let swarm = self.swarms.get_mut(&digest)?;
+        let fetching = swarm.is_fetching();
+        let outstanding = swarm.answered(peer, number)?;
+        self.fetching = self.fetching.saturating_sub(usize::from(fetching && !swarm.is_fetching()));
+        Some((swarm.members.get_mut(peer)?, outstanding))
     }
 
     pub(super) fn withdraw(&mut self, digest: Digest, peer: PeerId, number: u32) {

@@ -462,7 +462,9 @@ impl Engine {
     pub(super) fn remove_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         swarm.search.set_standing(&peer, standing);
+        let fetching = swarm.is_fetching();
         let Some(mut member) = swarm.take_member(&peer) else { return };
+        self.fetching = self.fetching.saturating_sub(usize::from(fetching && !swarm.is_fetching()));
         let channel = member.our_channel;
         if let Some(blob) = &mut swarm.blob {
             forget_pieces(blob, &mut member);

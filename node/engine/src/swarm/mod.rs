@@ -216,11 +216,16 @@ impl Swarm {
     }
 
     /// Takes out a request that a member has answered or that is withdrawn.
-    pub(crate) fn answered(&mut self, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
+    pub(crate) fn answered(&mut self, peer: &PeerId, number: u32) -> Option<Outstanding> {
         let member = self.members.get_mut(peer)?;
         let outstanding = member.outstanding.remove(&number)?;
         self.near_in_flight = self.near_in_flight.saturating_sub(usize::from(member.same_zone));
-        Some((member, outstanding))
+        Some(outstanding)
+    }
+
+    /// Whether requests are in flight inside the zone.
+    pub(crate) fn is_fetching(&self) -> bool {
+        self.near_in_flight > 0
     }
 
     /// Whether somebody of another zone takes part or was heard of.
