@@ -33,6 +33,7 @@ pub struct EngineConfig {
     pub pipeline_pieces_start: u32,
     /// Requests of a swarm in flight, in pieces, above what the quickest peer's pipeline takes; those at a lone seeder
     /// and in other zones aside. More would wait in queues and for this process's own wire, and could not be asked for elsewhere.
+    /// Swarms that download at the same time share it, and `pipeline_pieces_start` for each of them but the first.
     pub pipeline_pieces_spread: u32,
     /// Most requests in flight at one peer, in pieces.
     pub pipeline_pieces_max: u32,

@@ -68,6 +68,13 @@ impl Engine {
         self.check_starved(digest);
     }
 
+    /// A download is over: the others have its part of what may be in flight.
+    pub(super) fn fill_fetching(&mut self) {
+        let fetching = self.swarms.values().filter(|swarm| swarm.is_fetching());
+        let fetching: Vec<Digest> = fetching.map(|swarm| swarm.digest).collect();
+        fetching.into_iter().for_each(|digest| self.fill_swarm(digest));
+    }
+
     /// Asks one peer for as much as is allowed.
     pub(super) fn fill_member(&mut self, digest: Digest, peer: PeerId) {
         if !self.may_fill(digest) {
@@ -174,7 +181,10 @@ impl Engine {
         let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
         let sharing = self.fetching.saturating_add(usize::from(!swarm.is_fetching()));
         let sharing = u32::try_from(sharing).unwrap_or(u32::MAX);
-        let share = self.config.pipeline_pieces_spread.checked_div(sharing).unwrap_or_default();
+        // A pipeline as long as a new peer's comes with each.
+        let more = self.config.pipeline_pieces_start.saturating_mul(sharing.saturating_sub(1));
+        let spread = self.config.pipeline_pieces_spread.saturating_add(more);
+        let share = spread.checked_div(sharing).unwrap_or_default();
         // Windows are looked at only where they matter.
         let Some(beyond) = in_flight.checked_sub(share) else { return true };
         let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);

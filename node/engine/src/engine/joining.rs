@@ -511,6 +511,7 @@ impl Engine {
             self.timers.cancel(timer);
         }
         self.out.report(Event::SwarmEnded { digest });
+        self.fill_fetching();
     }
 
     pub(super) fn member_mut(&mut self, digest: Digest, peer: &PeerId) -> Option<&mut Member> {

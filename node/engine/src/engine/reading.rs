@@ -153,6 +153,7 @@ impl Engine {
             self.part_seeders(digest, peer);
         }
         self.check_use(digest);
+        self.fill_fetching();
     }
 
     pub(super) fn blob_corrupt(&mut self, digest: Digest) {

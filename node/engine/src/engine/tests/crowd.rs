@@ -301,3 +301,91 @@ fn owners_are_dialled_last_once_the_metainfo_is_here() {
         assert_eq!(dialed(&[Op::Found(2, false)], seed), [peer(2)]);
     }
 }
+
+/// An engine that twenty peers are connected to, and what it has in flight of each blob: the peer, our channel, the piece.
+struct Crowd {
+    engine: Engine,
+    in_flight: BTreeMap<Digest, Vec<(PeerId, u32, u32)>>,
+    buffers: u64,
+}
+
+impl Crowd {
+    const PEERS: u8 = 20;
+
+    fn new() -> Self {
+        let local = PeerId::from_public_key([0xaa; 32]);
+        let config = EngineConfig::default();
+        let mut engine = Engine::new(config, local, Zone::default(), 1, Timestamp::ZERO);
+        for n in 0..Self::PEERS {
+            let (peer, zone, roles, endpoints) = (peer(n), Zone::default(), Roles::NONE, Vec::new());
+            engine.handle_input(Timestamp::ZERO, Input::PeerConnected { peer, zone, roles, endpoints });
+        }
+        Self { engine, in_flight: BTreeMap::new(), buffers: 0 }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.engine.handle_input(Timestamp::ZERO, input);
+        while let Some(effect) = self.engine.poll_effect() {
+            if let Effect::Expect { peer, channel, digest, piece, .. } = effect {
+                self.in_flight.entry(digest).or_default().push((peer, channel, piece.get()));
+            }
+        }
+    }
+
+    /// Downloads a blob of a hundred pieces that every peer has.
+    fn download(&mut self, seed: u8) -> Digest {
+        let layout = PieceLayout::for_size(100 * PIECE_BYTES).unwrap();
+        let hashes = layout.pieces().map(|piece| PieceHash::of(&[seed, piece.get() as u8])).collect();
+        let digest = Digest::sha256(&[seed]);
+        let metainfo = Arc::new(Metainfo::new(digest, layout, hashes).unwrap());
+        self.input(Input::ReaderOpened { reader: ReaderId(seed.into()), digest, want: ReaderWant::Whole });
+        self.input(Input::BlobOpened {
+            digest,
+            opened: Opened::Absent { owner: false, backend_down: false },
+        });
+        self.input(Input::MetainfoLearned { metainfo, vouched: None });
+        for n in 0..Self::PEERS {
+            let join = Message::Join {
+                channel: seed.into(),
+                digest,
+                wants_metainfo: false,
+                probe: false,
+                trace: None,
+            };
+            self.input(Input::Message { peer: peer(n), message: join });
+            let to = self.engine.swarms.get(&digest).unwrap().members.get(&peer(n)).unwrap().our_channel;
+            let pieces = Bitfield::full(layout.piece_count()).to_bytes().into();
+            self.input(Input::Message { peer: peer(n), message: Message::Bitfield { to, pieces } });
+        }
+        digest
+    }
+
+    fn deliver(&mut self, digest: Digest) {
+        let (peer, channel, piece) = self.in_flight.get_mut(&digest).unwrap().remove(0);
+        self.buffers += 1;
+        self.input(Input::PieceArrived { peer, channel, piece, buffer: BufferId(self.buffers) });
+    }
+
+    fn count(&self, digest: Digest) -> usize {
+        self.in_flight.get(&digest).map_or(0, Vec::len)
+    }
+}
+
+#[test]
+fn downloads_at_the_same_time_share_what_may_be_in_flight() {
+    let mut crowd = Crowd::new();
+    let first = crowd.download(1);
+    assert_eq!(crowd.count(first), 20, "eighteen, and a pipeline of two");
+    crowd.deliver(first);
+    assert_eq!(crowd.count(first), 20, "alone it goes on");
+    let second = crowd.download(2);
+    assert_eq!(crowd.count(second), 12, "half of eighteen and two, and a pipeline");
+    for _ in 0..30 {
+        crowd.deliver(first);
+        assert_eq!(crowd.count(second), 12);
+    }
+    assert_eq!(crowd.count(first), 12, "the first has come down to its part");
+    crowd.in_flight.remove(&second);
+    crowd.input(Input::BlobRemoved { digest: second });
+    assert_eq!(crowd.count(first), 20, "alone again");
+}
