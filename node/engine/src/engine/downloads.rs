@@ -42,11 +42,17 @@ impl Engine {
             return;
         }
         let Some(swarm) = self.swarms.get(&digest) else { return };
+        let piece_bytes = swarm.blob.as_ref().map_or(0, |blob| blob.layout.piece_bytes());
+        let has_room = |peer: &PeerId| {
+            self.peers.get(peer).is_some_and(|known| known.flow.has_room(&self.config, piece_bytes))
+        };
         let (mut order, mut again): (Vec<(bool, bool, PeerId)>, Option<Timestamp>) = (Vec::new(), None);
         for (peer, member) in swarm.members.iter().filter(|(_, member)| member.interesting > 0) {
             if member.full_until > self.now {
                 // Whatever woke the swarm before that time has used its timer up.
-                again = again.into_iter().chain([member.full_until]).min();
+                let later = (again.is_none_or(|at| member.full_until < at) && has_room(peer))
+                    .then_some(member.full_until);
+                again = later.or(again);
             } else if member.is_joined() {
                 order.push((!member.same_zone, member.is_complete(), *peer));
             }
