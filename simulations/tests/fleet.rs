@@ -351,3 +351,24 @@ fn downloads_that_share_a_small_buffer_all_end() {
     // The fleet checks the limit after every step.
     assert!(fleet.run_readers(secs(60)), "{:#?}", fleet.engine_of(node).swarms().collect::<Vec<_>>());
 }
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let hash = |threads: usize| {
+        let mut fleet = Fleet::new(FleetConfig::default(), 16);
+        let truth = Truth::new(16, 20 * MIB);
+        let source = fleet.add(origin());
+        fleet.store(source, &truth);
+        for _ in 0..250 {
+            let node = fleet.add(NodeSpec::with_rate(125_000_000));
+            fleet.read(node, truth.metainfo.digest(), everything());
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert!(pool.install(|| fleet.run_readers(secs(100))), "{threads} threads");
+        (fleet.trace_hash(), fleet.events(), fleet.now())
+    };
+    let alone = hash(1);
+    for threads in [2, 5] {
+        assert_eq!(hash(threads), alone, "{threads} threads");
+    }
+}
