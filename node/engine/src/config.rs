@@ -137,7 +137,7 @@ impl Default for EngineConfig {
             peers_per_swarm_max: 8,
             peers_per_swarm_behind_max: 16,
             peers_per_swarm_inbound_max: 24,
-            peers_per_swarm_seed_max: 96,
+            peers_per_swarm_seed_max: 80,
             seed_time: millis(200),
             candidates_per_swarm_max: 128,
             swarms_max: 4096,
