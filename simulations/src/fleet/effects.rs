@@ -203,7 +203,10 @@ impl Shard {
                 self.answer(world, node, at, Input::LookupFinished { digest, source, answered });
             }
             LookupSource::Dht => match world.blob_of(&digest) {
-                Some(blob) => self.ops.push(Op::LookUp { node, blob, at: now }),
+                Some(blob) => {
+                    let life = world.fact(node).life;
+                    self.ops.push(Op::LookUp { node, life, blob, at: now });
+                }
                 None => {
                     let at = now + nanos(lookup.dht_hop_delay);
                     self.answer(world, node, at, Input::LookupFinished { digest, source, answered: true });

@@ -47,7 +47,7 @@ impl Fleet {
         // The network may know of some that the node had not heard of yet.
         for number in 0..self.wire.connections.len() {
             if self.wire.connections[number].ends.contains(&id) {
-                self.wire.hang_up(&self.world, number as u32, None, now);
+                self.wire.hang_up(number as u32, now);
             }
         }
     }
@@ -152,7 +152,7 @@ impl Fleet {
             }
             let number = number as u32;
             if cut && how == Cut::Reset {
-                self.wire.hang_up(&self.world, number, None, self.now);
+                self.wire.hang_up(number, self.now);
             } else if cut != self.wire.connections[number as usize].cut {
                 self.wire.set_cut(number, cut, silence);
                 for (node, other) in [(a, b), (b, a)] {

@@ -93,9 +93,9 @@ pub(crate) struct Sending {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
     /// A connection is accepted; it is open at `at`.
-    Open { from: u32, to: u32, at: u64 },
+    Open { from: u32, life: u32, to: u32, at: u64 },
     /// A node closes a connection.
-    HangUp { connection: u32, serial: u32, node: u32, at: u64 },
+    HangUp { connection: u32, serial: u32, at: u64 },
     /// A piece to send, and when it would be read from the disk.
     Send { connection: u32, serial: u32, node: u32, sending: Sending, read: u64 },
     /// A piece that has not begun is not to be sent any more.
@@ -103,5 +103,5 @@ pub(crate) enum Op {
     /// A provider record is stored at `at`.
     Provide { node: u32, blob: u32, at: u64 },
     /// A lookup in the DHT of a blob that is known.
-    LookUp { node: u32, blob: u32, at: u64 },
+    LookUp { node: u32, life: u32, blob: u32, at: u64 },
 }

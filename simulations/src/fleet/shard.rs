@@ -277,7 +277,7 @@ impl Shard {
             let own = self.own(node);
             own.accept_free = own.accept_free.max(ready) + work / u64::from(own.spec.cores.max(1));
             let at = own.accept_free.max(ready + work) + delay;
-            return self.ops.push(Op::Open { from, to: node, at });
+            return self.ops.push(Op::Open { from, life, to: node, at });
         };
         self.outbox.post(from, at, mail);
     }
@@ -332,7 +332,7 @@ impl Shard {
         if let Some(link) = own.remove_link(other, serial) {
             link.delayed.into_iter().for_each(|event| self.lost(event));
         }
-        self.ops.push(Op::HangUp { connection, serial, node, at: now });
+        self.ops.push(Op::HangUp { connection, serial, at: now });
         self.answer(world, node, now, Input::PeerDisconnected { peer: world.fact(other).peer });
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct Connection {
     pub(crate) open: bool,
     /// The network between the ends is cut.
     pub(crate) cut: bool,
+    /// How often it was cut.
+    cuts: u32,
     /// One-way delay in nanoseconds.
     delay: u64,
     /// Way `i` is from end `i`.
@@ -48,8 +50,8 @@ enum Happening {
     Begin { connection: u32, serial: u32, way: u8 },
     Reached(Milestone),
     Rebalance,
-    Open { from: u32, to: u32 },
-    Silence { connection: u32, serial: u32 },
+    Open { from: u32, life: u32, to: u32 },
+    Silence { connection: u32, serial: u32, cuts: u32 },
     Provided { node: u32, blob: u32 },
 }
 
@@ -122,10 +124,11 @@ impl Wire {
                 Happening::Begin { connection, serial, way } => self.begin(world, connection, serial, way),
                 Happening::Reached(milestone) => self.reached(milestone),
                 Happening::Rebalance => self.rebalance(),
-                Happening::Open { from, to } => self.open(world, from, to),
-                Happening::Silence { connection, serial } => {
-                    if self.is_open(connection, serial) && self.connections[connection as usize].cut {
-                        self.hang_up(world, connection, None, self.now);
+                Happening::Open { from, life, to } => self.open(world, from, life, to),
+                Happening::Silence { connection, serial, cuts } => {
+                    let known = &self.connections[connection as usize];
+                    if self.is_open(connection, serial) && known.cut && known.cuts == cuts {
+                        self.hang_up(connection, self.now);
                     }
                 }
                 Happening::Provided { node, blob } => {
@@ -154,10 +157,10 @@ impl Wire {
 
     fn carry_out(&mut self, world: &World, op: Op) {
         match op {
-            Op::Open { from, to, at } => self.push(at, Happening::Open { from, to }),
-            Op::HangUp { connection, serial, node, at } => {
+            Op::Open { from, life, to, at } => self.push(at, Happening::Open { from, life, to }),
+            Op::HangUp { connection, serial, at } => {
                 if self.is_open(connection, serial) {
-                    self.hang_up(world, connection, Some(node), at);
+                    self.hang_up(connection, at);
                 }
             }
             Op::Send { connection, serial, node, sending, read } => {
@@ -180,10 +183,10 @@ impl Wire {
                 }
             }
             Op::Provide { node, blob, at } => self.push(at, Happening::Provided { node, blob }),
-            Op::LookUp { node, blob, at } => {
+            Op::LookUp { node, life, blob, at } => {
                 let digest = world.blobs[blob as usize].metainfo.digest();
                 let looked = self.dht.look_up(blob, node, at, &mut self.random);
-                let (life, source) = (world.fact(node).life, LookupSource::Dht);
+                let source = LookupSource::Dht;
                 let peers: Vec<_> = looked.providers.iter().map(|other| world.hint(*other)).collect();
                 if !peers.is_empty() {
                     let input = Input::PeersFound { digest, source, peers };
@@ -196,14 +199,13 @@ impl Wire {
     }
 
     /// A handshake is over.
-    fn open(&mut self, world: &World, from: u32, to: u32) {
+    fn open(&mut self, world: &World, from: u32, life: u32, to: u32) {
         let (now, fact) = (self.now, world.fact(to));
         if !fact.alive || fact.stopped || !world.reaches(from, to) {
             let input = Input::ConnectFailed { peer: fact.peer };
-            let life = world.fact(from).life;
             return self.outbox.post(from, now, Mail::Input { node: from, life, input });
         }
-        if !world.fact(from).alive {
+        if !world.fact(from).alive || world.fact(from).life != life {
             return;
         }
         let ends = (from.min(to), from.max(to));
@@ -224,7 +226,7 @@ impl Wire {
     fn add(&mut self, from: u32, to: u32, delay: u64) -> u32 {
         self.serials = self.serials.wrapping_add(1);
         let (serial, ways) = (self.serials, [Way::default(), Way::default()]);
-        let fresh = Connection { serial, ends: [from, to], open: true, cut: false, delay, ways };
+        let fresh = Connection { serial, ends: [from, to], open: true, cut: false, cuts: 0, delay, ways };
         if let Some(place) = self.unused.pop() {
             self.connections[place as usize] = fresh;
             return place;
@@ -233,8 +235,9 @@ impl Wire {
         u32::try_from(self.connections.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// Ends a connection. An end that lives hears of it, but for the one who closed it `at`.
-    pub(crate) fn hang_up(&mut self, world: &World, number: u32, by: Option<u32>, at: u64) {
+    /// Ends a connection that was closed `at`. Both ends hear of it: the one who closed it may have been told meanwhile that it is open,
+    /// by a second dial, and one that died may live again.
+    pub(crate) fn hang_up(&mut self, number: u32, at: u64) {
         let connection = &mut self.connections[number as usize];
         if !connection.open {
             return;
@@ -250,12 +253,10 @@ impl Wire {
             }
             self.network.remove(flow, self.now);
         }
+        // Not before they hear that it is open.
+        let heard = (at + delay).max(self.until);
         for (node, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
-            if by != Some(node) && world.fact(node).alive {
-                // Not before it hears that it is open.
-                let at = (at + delay).max(self.until);
-                self.outbox.post(node, at, Mail::Event(Event::Unlinked { node, other, serial }));
-            }
+            self.outbox.post(node, heard, Mail::Event(Event::Unlinked { node, other, serial }));
         }
         self.unused.push(number);
     }
@@ -369,9 +370,10 @@ impl Wire {
     pub(crate) fn set_cut(&mut self, number: u32, cut: bool, silence: u64) {
         let connection = &mut self.connections[number as usize];
         connection.cut = cut;
-        let serial = connection.serial;
+        connection.cuts = connection.cuts.wrapping_add(u32::from(cut));
+        let (serial, cuts) = (connection.serial, connection.cuts);
         if cut {
-            self.push(silence, Happening::Silence { connection: number, serial });
+            self.push(silence, Happening::Silence { connection: number, serial, cuts });
         }
     }
 

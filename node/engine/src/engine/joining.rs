@@ -484,6 +484,7 @@ impl Engine {
     pub(super) fn end_swarm(&mut self, digest: Digest, why: Option<Absence>) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let members: Vec<PeerId> = swarm.members.keys().copied().collect();
+        let fetching = self.fetching;
         for peer in members {
             let to = self.their_channel(digest, &peer);
             self.remove_member(digest, peer, Standing::Gone);
@@ -511,7 +512,9 @@ impl Engine {
             self.timers.cancel(timer);
         }
         self.out.report(Event::SwarmEnded { digest });
-        self.fill_fetching();
+        if self.fetching < fetching {
+            self.fill_fetching();
+        }
     }
 
     pub(super) fn member_mut(&mut self, digest: Digest, peer: &PeerId) -> Option<&mut Member> {
