@@ -382,10 +382,10 @@ fn what_stood_still_goes_on_from_when_it_is_let_go() {
     let node = fleet.add(NodeSpec::default());
     let reader = fleet.read(node, truth.metainfo.digest(), everything());
     fleet.run_for(Duration::from_millis(200));
-    [source, node].map(|node| fleet.stop(node));
+    [source, node].into_iter().for_each(|node| fleet.stop(node));
     fleet.run_for(secs(5));
     assert_eq!(fleet.now().since_start(), Duration::from_millis(5200));
-    [source, node].map(|node| fleet.resume(node));
+    [source, node].into_iter().for_each(|node| fleet.resume(node));
     assert!(fleet.run_readers(secs(10)));
     // 0.84 s of transfer, less than a quarter of which was over.
     let done = fleet.outcome(node, reader).done.unwrap().since_start();
