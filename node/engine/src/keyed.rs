@@ -14,8 +14,9 @@ pub(crate) type Set<K> = IndexSet<K, BuildHasherDefault<HeadHasher>>;
 /// That of FxHash (Firefox, rustc).
 const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
 
-/// Hashes the first eight bytes of what it is given: keys and digests are spread evenly already. Whoever makes keys that are alike
-/// there makes a look as long as that many steps, and no more of them get in than have a credential.
+/// Hashes the first eight bytes of what it is given: keys and digests are spread evenly already. Whoever makes some that are alike
+/// there makes a look as long as that many steps: of peers no more than have a credential and a place, of blobs no more than there
+/// may be swarms.
 #[derive(Debug, Default)]
 pub(crate) struct HeadHasher(u64);
 
@@ -41,6 +42,11 @@ impl Hasher for HeadHasher {
 
     fn write_u64(&mut self, word: u64) {
         self.word(word);
+    }
+
+    /// Which of its kinds a key is.
+    fn write_isize(&mut self, kind: isize) {
+        self.write(&kind.to_le_bytes());
     }
 
     /// Lengths, which are the same for all keys.

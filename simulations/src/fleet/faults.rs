@@ -3,7 +3,7 @@
 use shoal_engine::io::ReaderId;
 use shoal_types::Zone;
 
-use super::mail::{Event, Mail};
+use super::mail::Event;
 use super::{Fleet, NodeId};
 use crate::network::nanos;
 
@@ -39,10 +39,7 @@ impl Fleet {
     fn hang_up_all(&mut self, node: NodeId) {
         let (now, id) = (self.now, node as u32);
         for (other, _, serial) in self.node(node).connections() {
-            if let Some(link) = self.node_mut(node).remove_link(other, serial) {
-                let shard = self.shard_mut(node);
-                link.delayed.into_iter().for_each(|event| shard.lost(event));
-            }
+            self.shard_mut(node).unlink(id, other, serial);
         }
         // The network may know of some that the node had not heard of yet.
         for number in 0..self.wire.connections.len() {
@@ -162,10 +159,5 @@ impl Fleet {
                 self.wire.hold(&self.world, number, serial);
             }
         }
-    }
-
-    /// Mail from outside of all parts: of the local driver.
-    pub(super) fn post(&mut self, node: NodeId, mail: Mail) {
-        self.posted.push((node as u32, super::mail::Posted { at: self.now, mail }));
     }
 }

@@ -290,8 +290,9 @@ impl Fleet {
 
     /// Feeds an input of the local driver to a node.
     pub fn input(&mut self, node: NodeId, input: Input) {
-        let life = self.world.fact(node as u32).life;
-        self.post(node, Mail::Input { node: node as u32, life, input });
+        let node = node as u32;
+        let mail = Mail::Input { node, life: self.world.fact(node).life, input };
+        self.posted.push((node, Posted { at: self.now, mail }));
     }
 
     /// Runs for a time.

@@ -157,8 +157,7 @@ impl Shard {
                 self.linked(world, node, other, connection, serial);
             }
             Event::Unlinked { other, serial, .. } => {
-                if let Some(link) = self.own(node).remove_link(other, serial) {
-                    link.delayed.into_iter().for_each(|event| self.lost(event));
+                if self.unlink(node, other, serial) {
                     self.deliver(world, node, Input::PeerDisconnected { peer: world.fact(other).peer });
                 }
             }
@@ -286,13 +285,11 @@ impl Shard {
     fn linked(&mut self, world: &World, node: u32, other: u32, connection: u32, serial: u32) {
         let cut = !world.reaches(node, other);
         let delay = world.delay(node, other);
-        let own = self.own(node);
-        match own.link(other) {
+        match self.node(node).link(other) {
             Some(link) if link.serial == serial => {}
             known => {
                 let before = known.map(|link| link.serial);
-                if let Some(link) = before.and_then(|serial| own.remove_link(other, serial)) {
-                    link.delayed.into_iter().for_each(|event| self.lost(event));
+                if before.is_some_and(|serial| self.unlink(node, other, serial)) {
                     self.deliver(world, node, Input::PeerDisconnected { peer: world.fact(other).peer });
                 }
                 self.own(node).add_link(other, Link::new(connection, serial, delay, cut));
@@ -303,6 +300,13 @@ impl Shard {
         let input =
             Input::PeerConnected { peer: hint.peer, zone: hint.zone, roles, endpoints: hint.endpoints };
         self.deliver(world, node, input);
+    }
+
+    /// Takes a link out, if it is still that connection's, with what it would have carried later.
+    pub(crate) fn unlink(&mut self, node: u32, other: u32, serial: u32) -> bool {
+        let Some(link) = self.own(node).remove_link(other, serial) else { return false };
+        link.delayed.into_iter().for_each(|event| self.lost(event));
+        true
     }
 
     /// Says something to a peer.
@@ -326,12 +330,9 @@ impl Shard {
     /// Closes a connection; the network tells the other end.
     pub(crate) fn hang_up(&mut self, world: &World, node: u32, other: u32) {
         let now = self.now;
-        let own = self.own(node);
-        let Some(link) = own.link(other) else { return };
+        let Some(link) = self.node(node).link(other) else { return };
         let (connection, serial) = (link.connection, link.serial);
-        if let Some(link) = own.remove_link(other, serial) {
-            link.delayed.into_iter().for_each(|event| self.lost(event));
-        }
+        self.unlink(node, other, serial);
         self.ops.push(Op::HangUp { connection, serial, at: now });
         self.answer(world, node, now, Input::PeerDisconnected { peer: world.fact(other).peer });
     }

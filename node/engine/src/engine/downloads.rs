@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Timestamp, Zone};
+use shoal_types::{Digest, PeerId, PieceIndex, Zone};
 
 use super::Engine;
 use super::connections::TICK_MIN;
@@ -46,17 +46,15 @@ impl Engine {
         let has_room = |peer: &PeerId| {
             self.peers.get(peer).is_some_and(|known| known.flow.has_room(&self.config, piece_bytes))
         };
-        let (mut order, mut again): (Vec<(bool, bool, PeerId)>, Option<Timestamp>) = (Vec::new(), None);
-        for (peer, member) in swarm.members.iter().filter(|(_, member)| member.interesting > 0) {
-            if member.full_until > self.now {
-                // Whatever woke the swarm before that time has used its timer up.
-                let later = (again.is_none_or(|at| member.full_until < at) && has_room(peer))
-                    .then_some(member.full_until);
-                again = later.or(again);
-            } else if member.is_joined() {
-                order.push((!member.same_zone, member.is_complete(), *peer));
-            }
-        }
+        let interesting =
+            || swarm.members.iter().filter(|(_, member)| member.interesting > 0 && member.is_joined());
+        let mut order: Vec<(bool, bool, PeerId)> = interesting()
+            .filter(|(_, member)| member.full_until <= self.now)
+            .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
+            .collect();
+        // Whatever woke the swarm before that time has used its timer up.
+        let full = interesting().filter(|(_, member)| member.full_until > self.now);
+        let again = full.filter(|(peer, _)| has_room(peer)).map(|(_, member)| member.full_until).min();
         self.random.shuffle(&mut order);
         // A lone seeder first, while it has what nobody else has.
         let lone = swarm.lone_seeder();

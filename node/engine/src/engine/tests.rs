@@ -31,10 +31,14 @@ const PIECES: u32 = 12;
 const PIECE_BYTES: u64 = 256 * 1024;
 const PEERS: u8 = 5;
 
-fn vouched(seed: u8) -> Arc<VouchedMetainfo> {
-    let layout = PieceLayout::for_size(u64::from(PIECES) * PIECE_BYTES - 17).unwrap();
+fn metainfo(seed: u8, size: u64) -> Metainfo {
+    let layout = PieceLayout::for_size(size).unwrap();
     let hashes = layout.pieces().map(|piece| PieceHash::of(&[seed, piece.get() as u8])).collect();
-    let metainfo = Metainfo::new(Digest::sha256(&[seed]), layout, hashes).unwrap();
+    Metainfo::new(Digest::sha256(&[seed]), layout, hashes).unwrap()
+}
+
+fn vouched(seed: u8) -> Arc<VouchedMetainfo> {
+    let metainfo = metainfo(seed, u64::from(PIECES) * PIECE_BYTES - 17);
     let signer = Keypair::from_secret(&[9; 32]);
     let credential = Credential {
         peer: signer.peer_id(),

@@ -334,10 +334,8 @@ impl Crowd {
 
     /// Downloads a blob of a hundred pieces that every peer has.
     fn download(&mut self, seed: u8) -> Digest {
-        let layout = PieceLayout::for_size(100 * PIECE_BYTES).unwrap();
-        let hashes = layout.pieces().map(|piece| PieceHash::of(&[seed, piece.get() as u8])).collect();
-        let digest = Digest::sha256(&[seed]);
-        let metainfo = Arc::new(Metainfo::new(digest, layout, hashes).unwrap());
+        let metainfo = Arc::new(metainfo(seed, 100 * PIECE_BYTES));
+        let (digest, pieces) = (metainfo.digest(), metainfo.layout().piece_count());
         self.input(Input::ReaderOpened { reader: ReaderId(seed.into()), digest, want: ReaderWant::Whole });
         self.input(Input::BlobOpened {
             digest,
@@ -354,7 +352,7 @@ impl Crowd {
             };
             self.input(Input::Message { peer: peer(n), message: join });
             let to = self.engine.swarms.get(&digest).unwrap().members.get(&peer(n)).unwrap().our_channel;
-            let pieces = Bitfield::full(layout.piece_count()).to_bytes().into();
+            let pieces = Bitfield::full(pieces).to_bytes().into();
             self.input(Input::Message { peer: peer(n), message: Message::Bitfield { to, pieces } });
         }
         digest
