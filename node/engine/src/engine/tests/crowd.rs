@@ -305,7 +305,7 @@ fn owners_are_dialled_last_once_the_metainfo_is_here() {
 /// An engine that twenty peers are connected to, and what it has in flight of each blob: the peer, our channel, the piece.
 struct Crowd {
     engine: Engine,
-    in_flight: BTreeMap<Digest, Vec<(PeerId, u32, u32)>>,
+    in_flight: BTreeMap<Digest, Vec<(PeerId, u32, PieceIndex)>>,
     buffers: u64,
 }
 
@@ -327,7 +327,7 @@ impl Crowd {
         self.engine.handle_input(Timestamp::ZERO, input);
         while let Some(effect) = self.engine.poll_effect() {
             if let Effect::Expect { peer, channel, digest, piece, .. } = effect {
-                self.in_flight.entry(digest).or_default().push((peer, channel, piece.get()));
+                self.in_flight.entry(digest).or_default().push((peer, channel, piece));
             }
         }
     }
@@ -358,10 +358,12 @@ impl Crowd {
         digest
     }
 
-    fn deliver(&mut self, digest: Digest) {
-        let (peer, channel, piece) = self.in_flight.get_mut(&digest).unwrap().remove(0);
+    fn deliver(&mut self, digest: Digest) -> PieceIndex {
+        let (peer, channel, index) = self.in_flight.get_mut(&digest).unwrap().remove(0);
         self.buffers += 1;
-        self.input(Input::PieceArrived { peer, channel, piece, buffer: BufferId(self.buffers) });
+        let (piece, buffer) = (index.get(), BufferId(self.buffers));
+        self.input(Input::PieceArrived { peer, channel, piece, buffer });
+        index
     }
 
     fn count(&self, digest: Digest) -> usize {
@@ -383,7 +385,19 @@ fn downloads_at_the_same_time_share_what_may_be_in_flight() {
         assert_eq!(crowd.count(second), 12);
     }
     assert_eq!(crowd.count(first), 12, "the first has come down to its part");
-    crowd.in_flight.remove(&second);
-    crowd.input(Input::BlobRemoved { digest: second });
+    while crowd.count(second) > 0 {
+        let piece = crowd.deliver(second);
+        crowd.input(Input::PieceVerified { digest: second, piece });
+    }
+    assert!(crowd.count(first) < 20, "who sent the last piece was asked for more, and nobody else");
+    crowd.input(Input::BlobFinished { digest: second });
     assert_eq!(crowd.count(first), 20, "alone again");
+    let third = crowd.download(3);
+    for _ in 0..8 {
+        crowd.deliver(first);
+    }
+    assert_eq!((crowd.count(first), crowd.count(third)), (12, 12));
+    crowd.in_flight.remove(&third);
+    crowd.input(Input::BlobRemoved { digest: third });
+    assert_eq!(crowd.count(first), 20, "the other is given up");
 }
