@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use shoal_types::{Digest, PeerId, Timestamp};
 
-use crate::keyed::Map;
+use crate::keyed::{FACTOR, Key, Map};
 
 /// What is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
     /// Tell the haves gathered.
     Haves(Digest),
@@ -27,6 +27,22 @@ pub(crate) enum Timer {
     Uploads,
 }
 
+impl Key for Timer {
+    fn head(&self) -> u64 {
+        let (kind, head) = match self {
+            Self::Haves(digest) => (1, digest.head()),
+            Self::FarHaves(digest) => (2, digest.head()),
+            Self::Search(digest) => (3, digest.head()),
+            Self::Fill(digest) => (4, digest.head()),
+            Self::Linger(digest) => (5, digest.head()),
+            Self::Stall(peer) => (6, peer.head()),
+            Self::Idle(peer) => (7, peer.head()),
+            Self::Uploads => (8, 0),
+        };
+        head ^ FACTOR.wrapping_mul(kind)
+    }
+}
+
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
@@ -44,12 +60,10 @@ impl Timers {
     pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
         self.sets = self.sets.wrapping_add(1);
         let place = (at, self.sets);
-        let before = self.by_name.entry(timer).or_insert(place);
-        if *before != place {
-            if before.0 == at {
-                return;
-            }
-            self.by_time.remove(&std::mem::replace(before, place));
+        match self.by_name.get_mut(&timer) {
+            Some(before) if before.0 == at => return,
+            Some(before) => drop(self.by_time.remove(&std::mem::replace(before, place))),
+            None => drop(self.by_name.insert(timer, place)),
         }
         self.by_time.insert(place, timer);
         self.note_first();

@@ -23,7 +23,7 @@ impl Engine {
         self.readers.insert(reader, digest);
         let now = self.now;
         let fresh = !self.swarms.contains_key(&digest);
-        let swarm = self.swarms.entry(digest).or_insert_with(|| Swarm::new(digest, now));
+        let Some(swarm) = self.swarms.get_or_insert_with(digest, || Swarm::new(digest, now)) else { return };
         swarm.readers.insert(reader, Reader::new(want, now));
         swarm.unread_since = None;
         self.timers.cancel(Timer::Linger(digest));

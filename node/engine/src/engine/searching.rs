@@ -1,5 +1,6 @@
 //! Finding peers, and giving up.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shoal_types::{Digest, PeerId, Timestamp};
@@ -268,7 +269,9 @@ impl Engine {
         }
         candidate.standing = Standing::Dialing;
         let endpoints = candidate.hint.endpoints.clone();
-        self.dialing.entry(peer).or_default().insert(digest);
+        if let Some(waiting) = self.dialing.get_or_insert_with(peer, BTreeSet::new) {
+            waiting.insert(digest);
+        }
         self.out.push(Effect::Connect { peer, endpoints });
         true
     }
@@ -408,13 +411,13 @@ impl Engine {
         let zone = self.peers.get(&peer).map(|known| &known.zone);
         let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
         let mut known: Vec<(bool, PeerId)> = Vec::new();
-        for (id, member) in &swarm.members {
+        for (id, member) in swarm.members.iter() {
             if *id != peer && member.is_joined() && !member.probe {
                 let near = self.peers.get(id).map(|other| &other.zone) == zone;
                 known.push((!near, *id));
             }
         }
-        for (id, candidate) in &swarm.search.candidates {
+        for (id, candidate) in swarm.search.candidates.iter() {
             let useless = matches!(
                 candidate.standing,
                 Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
