@@ -19,7 +19,7 @@ use crate::budget::Bucket;
 use crate::config::EngineConfig;
 use crate::flow::Flow;
 use crate::io::{Effect, Event, Input, ReaderId, Report};
-use crate::keyed::Map;
+use crate::keyed::{Map, Sorted};
 use crate::message::{Channel, Message};
 use crate::random::Random;
 use crate::swarm::Swarm;
@@ -33,7 +33,7 @@ struct Peer {
     roles: Roles,
     endpoints: Vec<Endpoint>,
     /// The swarms shared on this connection, by our channel.
-    channels: BTreeMap<Channel, Digest>,
+    channels: Sorted<Digest>,
     next_channel: Channel,
     flow: Flow,
     messages: Bucket,
@@ -199,6 +199,12 @@ impl Engine {
         self.out.effects.pop_front()
     }
 
+    /// Exchanges the wishes not polled yet for an empty buffer. Many engines can share one: theirs would be out of the processor's
+    /// caches each time.
+    pub fn exchange_effects(&mut self, buffer: &mut VecDeque<Effect>) {
+        std::mem::swap(&mut self.out.effects, buffer);
+    }
+
     /// When [`Self::handle_timeout`] is to be called next; it changes with every input.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.timers.next()
@@ -229,6 +235,6 @@ impl Engine {
 
     /// The swarm on a peer's connection that we call `channel`.
     fn digest_of(&self, peer: &PeerId, channel: Channel) -> Option<Digest> {
-        self.peers.get(peer)?.channels.get(&channel).copied()
+        self.peers.get(peer)?.channels.get(channel).copied()
     }
 }

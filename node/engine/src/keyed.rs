@@ -1,7 +1,7 @@
 //! Maps by digest and by peer.
 //!
-//! Every message is looked up by both, several times over, and what that costs is memory touched. These maps keep the first eight
-//! bytes of all keys side by side, so that a look goes through a few cache lines one after the other and then to the value,
+//! Every message is looked up by both, several times over, and what that costs is memory touched. These maps keep a few bytes
+//! of all keys side by side, so that a look goes through a few cache lines one after the other and then to the value,
 //! and only maps of many keys have a table of places besides. Values are side by side too, and are gone through in the
 //! order in which they came (what is taken out leaves its place to the last one), whatever the keys are.
 
@@ -55,22 +55,30 @@ fn hash_of(head: u64) -> u64 {
     (head ^ head >> 32).wrapping_mul(FACTOR).rotate_left(26)
 }
 
-/// Keys that are gone through one after the other: their heads fill sixteen cache lines.
-const SCANNED_MAX: usize = 128;
+/// Heads that are compared at once.
+const LANES: usize = 8;
+/// What maps keep side by side of a head.
+#[expect(clippy::cast_possible_truncation, reason = "a part is meant")]
+fn short(head: u64) -> u32 {
+    (head ^ head >> 32) as u32
+}
+
+/// Keys that are gone through one after the other: their heads fill two cache lines.
+const SCANNED_MAX: usize = 32;
 
 /// A map. See the module's documentation.
 pub(crate) struct Map<K, V> {
-    heads: Vec<u64>,
+    heads: Vec<u32>,
     entries: Vec<(K, V)>,
     /// Places by key, of more than [`SCANNED_MAX`] keys; else empty.
     table: HashTable<usize>,
     /// What was found last is looked for again more often than not.
-    last: Cell<usize>,
+    last: Cell<(u32, usize)>,
 }
 
 impl<K, V> Default for Map<K, V> {
     fn default() -> Self {
-        Self { heads: Vec::new(), entries: Vec::new(), table: HashTable::new(), last: Cell::new(0) }
+        Self { heads: Vec::new(), entries: Vec::new(), table: HashTable::new(), last: Cell::new((0, 0)) }
     }
 }
 
@@ -81,31 +89,41 @@ impl<K: Debug, V: Debug> Debug for Map<K, V> {
 }
 
 impl<K: Key, V> Map<K, V> {
-    fn is_at(&self, place: usize, head: u64, key: &K) -> bool {
-        self.heads.get(place) == Some(&head) && self.entries.get(place).is_some_and(|(known, _)| known == key)
+    fn is_at(&self, place: usize, key: &K) -> bool {
+        self.entries.get(place).is_some_and(|(known, _)| known == key)
     }
 
     fn place_of(&self, key: &K) -> Option<usize> {
         let head = key.head();
-        let last = self.last.get();
-        if self.is_at(last, head, key) {
+        let (known, last) = self.last.get();
+        if known == short(head) && self.is_at(last, key) {
             return Some(last);
         }
         let place = if self.table.is_empty() {
-            let mut from = 0_usize;
-            loop {
-                let step = self.heads.get(from..)?.iter().position(|known| *known == head)?;
-                let place = from.saturating_add(step);
-                if self.is_at(place, head, key) {
-                    break place;
-                }
-                from = place.saturating_add(1);
-            }
+            self.scan(head, key)?
         } else {
-            *self.table.find(hash_of(head), |place| self.is_at(*place, head, key))?
+            *self.table.find(hash_of(head), |place| self.is_at(*place, key))?
         };
-        self.last.set(place);
+        self.last.set((short(head), place));
         Some(place)
+    }
+
+    fn scan(&self, head: u64, key: &K) -> Option<usize> {
+        let short = short(head);
+        let mut from = 0_usize;
+        for heads in self.heads.chunks(LANES) {
+            // Without a branch for each the processor compares several at once.
+            if heads.iter().fold(false, |any, known| any | (*known == short)) {
+                for (lane, known) in heads.iter().enumerate() {
+                    let place = from.saturating_add(lane);
+                    if *known == short && self.is_at(place, key) {
+                        return Some(place);
+                    }
+                }
+            }
+            from = from.saturating_add(LANES);
+        }
+        None
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
@@ -141,11 +159,11 @@ impl<K: Key, V> Map<K, V> {
     /// Puts in a key that is not there.
     fn add(&mut self, key: K, value: V) {
         let (place, head) = (self.entries.len(), key.head());
-        self.heads.push(head);
+        self.heads.push(short(head));
         self.entries.push((key, value));
-        self.last.set(place);
-        let heads = &self.heads;
-        let hash = |place: &usize| hash_of(heads.get(*place).copied().unwrap_or_default());
+        self.last.set((short(head), place));
+        let entries = &self.entries;
+        let hash = |place: &usize| entries.get(*place).map_or(0, |(key, _)| hash_of(key.head()));
         if !self.table.is_empty() {
             self.table.insert_unique(hash_of(head), place, hash);
         } else if self.entries.len() > SCANNED_MAX {
@@ -162,7 +180,7 @@ impl<K: Key, V> Map<K, V> {
         if self.entries.len() <= SCANNED_MAX / 2 {
             self.table.clear();
         } else if !self.table.is_empty() {
-            let hash = |place: usize| hash_of(self.heads.get(place).copied().unwrap_or_default());
+            let hash = |place: usize| self.entries.get(place).map_or(0, |(key, _)| hash_of(key.head()));
             if let Ok(found) = self.table.find_entry(hash(place), |known| *known == place) {
                 found.remove();
             }
@@ -226,12 +244,83 @@ impl<K: Key> Set<K> {
         self.0.swap_remove(key);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &K> {
-        self.0.keys()
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Few values by number, side by side in order of the numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Sorted<V>(Vec<(u32, V)>);
+
+impl<V> Default for Sorted<V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<V> Sorted<V> {
+    fn search(&self, number: u32) -> Result<usize, usize> {
+        // What comes in order goes behind the last.
+        match self.0.last() {
+            Some((last, _)) if *last < number => Err(self.0.len()),
+            _ => self.0.binary_search_by_key(&number, |(number, _)| *number),
+        }
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&V> {
+        self.search(number).ok().and_then(|place| self.0.get(place)).map(|(_, value)| value)
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut V> {
+        let place = self.search(number).ok()?;
+        self.0.get_mut(place).map(|(_, value)| value)
+    }
+
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        self.search(number).is_ok()
+    }
+
+    /// Puts a value in; returns the one that was there.
+    pub(crate) fn insert(&mut self, number: u32, value: V) -> Option<V> {
+        match self.search(number) {
+            Ok(place) => self.0.get_mut(place).map(|(_, known)| std::mem::replace(known, value)),
+            Err(place) => {
+                self.0.insert(place, (number, value));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, number: u32) -> Option<V> {
+        self.search(number).ok().map(|place| self.0.remove(place).1)
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &V)> {
+        self.0.iter().map(|(number, value)| (*number, value))
+    }
+
+    /// The values, from the first behind `number` on and around.
+    pub(crate) fn around(&self, number: u32) -> impl Iterator<Item = &V> {
+        let first = self.0.partition_point(|(known, _)| *known <= number);
+        let (before, behind) = self.0.split_at_checked(first).unwrap_or((&self.0, &[]));
+        behind.iter().chain(before).map(|(_, value)| value)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| value)
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = (u32, V)> {
+        self.0.into_iter()
     }
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -260,7 +349,7 @@ mod tests {
             for (count, (op, key)) in ops.into_iter().enumerate() {
                 let at = model.iter().position(|(known, _)| *known == key);
                 // Long runs of one kind: it fills and empties.
-                let op = if count % 1000 < 600 { op } else { 4 - op };
+                let op = if count % 1000 < 600 { op } else { 4_u8.abs_diff(op) };
                 match op {
                     0..=2 => {
                         let before = map.insert(Alike(key), count);
@@ -281,6 +370,29 @@ mod tests {
             prop_assert!(map.iter().map(|(key, value)| (key.0, *value)).eq(model.iter().copied()));
             for (key, value) in &model {
                 prop_assert_eq!(map.get(&Alike(*key)), Some(value));
+            }
+        }
+    }
+
+    proptest! {
+        /// Against the standard library's.
+        #[test]
+        fn is_a_map_in_order_of_numbers(ops in prop::collection::vec((0u8..3, 0u32..30), 0..200)) {
+            let mut sorted = Sorted::default();
+            let mut model = std::collections::BTreeMap::new();
+            for (count, (op, number)) in ops.into_iter().enumerate() {
+                match op {
+                    0 => prop_assert_eq!(sorted.insert(number, count), model.insert(number, count)),
+                    1 => prop_assert_eq!(sorted.remove(number), model.remove(&number)),
+                    _ => {
+                        prop_assert_eq!(sorted.get(number), model.get(&number));
+                        prop_assert_eq!(sorted.contains(number), model.contains_key(&number));
+                        let around = model.range(number.saturating_add(1)..).chain(model.range(..=number));
+                        prop_assert!(sorted.around(number).eq(around.map(|(_, value)| value)));
+                    }
+                }
+                prop_assert!(sorted.iter().eq(model.iter().map(|(number, value)| (*number, value))));
+                prop_assert_eq!((sorted.len(), sorted.is_empty()), (model.len(), model.is_empty()));
             }
         }
     }

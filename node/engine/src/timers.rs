@@ -43,12 +43,18 @@ impl Key for Timer {
     }
 }
 
+/// A deadline: when, and the how manieth that was set.
+type Place = (Timestamp, u64);
+
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    /// By time and, at one time, in the order in which they were set.
-    by_time: BTreeMap<(Timestamp, u64), Timer>,
-    by_name: Map<Timer, (Timestamp, u64)>,
+    /// Numbers of timers by time and, at one time, in the order in which they were set.
+    by_time: BTreeMap<Place, usize>,
+    by_name: Map<Timer, (Place, usize)>,
+    /// Timers by number, and the numbers that are free.
+    names: Vec<Timer>,
+    unused: Vec<usize>,
     /// The first of `by_time`: asked for after every input.
     first: Option<Timestamp>,
     /// Times that a deadline was set.
@@ -60,25 +66,37 @@ impl Timers {
     pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
         self.sets = self.sets.wrapping_add(1);
         let place = (at, self.sets);
-        match self.by_name.get_mut(&timer) {
-            Some(before) if before.0 == at => return,
-            Some(before) => drop(self.by_time.remove(&std::mem::replace(before, place))),
-            None => drop(self.by_name.insert(timer, place)),
-        }
-        self.by_time.insert(place, timer);
+        let number = match self.by_name.get_mut(&timer) {
+            Some((before, _)) if before.0 == at => return,
+            Some((before, number)) => {
+                self.by_time.remove(&std::mem::replace(before, place));
+                *number
+            }
+            None => {
+                let number = self.unused.pop().unwrap_or(self.names.len());
+                match self.names.get_mut(number) {
+                    Some(name) => *name = timer,
+                    None => self.names.push(timer),
+                }
+                self.by_name.insert(timer, (place, number));
+                number
+            }
+        };
+        self.by_time.insert(place, number);
         self.note_first();
     }
 
     /// Sets a deadline unless an earlier one stands.
     pub(crate) fn set_earlier(&mut self, timer: Timer, at: Timestamp) {
-        if self.by_name.get(&timer).is_none_or(|(standing, _)| at < *standing) {
+        if self.by_name.get(&timer).is_none_or(|((standing, _), _)| at < *standing) {
             self.set(timer, at);
         }
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some(place) = self.by_name.swap_remove(&timer) {
+        if let Some((place, number)) = self.by_name.swap_remove(&timer) {
             self.by_time.remove(&place);
+            self.unused.push(number);
             self.note_first();
         }
     }
@@ -99,9 +117,11 @@ impl Timers {
     pub(crate) fn take_due(&mut self, now: Timestamp) -> Vec<Timer> {
         let mut due = Vec::new();
         while let Some(first) = self.by_time.first_entry().filter(|first| first.key().0 <= now) {
-            let timer = first.remove();
-            self.by_name.swap_remove(&timer);
-            due.push(timer);
+            let number = first.remove();
+            self.unused.push(number);
+            let Some(timer) = self.names.get(number) else { continue };
+            self.by_name.swap_remove(timer);
+            due.push(*timer);
         }
         self.note_first();
         due

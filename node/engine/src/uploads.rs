@@ -65,14 +65,25 @@ struct Queue {
     served_bytes: u64,
 }
 
+/// What is to be known of a peer for whom something waits, to choose among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Next {
+    same_zone: bool,
+    active: usize,
+    served_bytes: u64,
+    progress: u8,
+    for_zone: bool,
+    opens_zone: bool,
+}
+
 /// All uploads of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
     queues: Map<PeerId, Queue>,
     /// Peers for whom something waits.
-    ready: Set<PeerId>,
+    ready: Map<PeerId, Next>,
     /// Those of them whose next piece opens a zone.
-    opening: Set<PeerId>,
+    opening: usize,
     waiting: usize,
     active: Active,
     turn: u32,
@@ -122,16 +133,23 @@ impl Uploads {
 
     /// Looks anew at what waits for a peer.
     fn note(&mut self, peer: &PeerId) {
-        let next = self.queues.get(peer).and_then(|queue| queue.waiting.front());
-        for (set, belongs) in
-            [(&mut self.ready, next.is_some()), (&mut self.opening, next.is_some_and(|job| job.opens_zone))]
-        {
-            if belongs {
-                set.insert(*peer);
-            } else {
-                set.swap_remove(peer);
-            }
-        }
+        let next = self.queues.get(peer).and_then(|queue| {
+            let job = queue.waiting.front()?;
+            Some(Next {
+                same_zone: queue.same_zone,
+                active: queue.active.len(),
+                served_bytes: queue.served_bytes,
+                progress: job.progress,
+                for_zone: job.is_for_zone(),
+                opens_zone: job.opens_zone,
+            })
+        });
+        let before = match next {
+            Some(next) => self.ready.insert(*peer, next),
+            None => self.ready.swap_remove(peer),
+        };
+        let opens = |next: Option<Next>| usize::from(next.is_some_and(|next| next.opens_zone));
+        self.opening = self.opening.saturating_add(opens(next)).saturating_sub(opens(before));
     }
 
     /// The next job to begin, if a slot is free, and to whom.
@@ -141,23 +159,25 @@ impl Uploads {
         now: Timestamp,
         mut allowed: impl FnMut(bool) -> bool,
     ) -> Option<(PeerId, Job)> {
-        let candidates =
-            if self.waiting > 0 && self.has_slot(config, now) { &self.ready } else { &self.opening };
+        let slot = self.waiting > 0 && self.has_slot(config, now);
+        if !slot && self.opening == 0 {
+            return None;
+        }
         let held_back = self.held_back(config, now).is_some();
         let fair = self.turn % FAIR_TURN == FAIR_TURN.saturating_sub(1);
-        let peer = candidates
+        let peer = self
+            .ready
             .iter()
-            .filter_map(|peer| Some((peer, self.queues.get(peer)?)))
-            .filter(|(_, queue)| queue.active.len() < config.upload_slots_per_peer)
-            .filter_map(|(peer, queue)| Some((peer, queue, queue.waiting.front()?)))
-            .filter(|(_, _, job)| !held_back || job.progress >= BEGINNERS_STEPS || job.opens_zone)
-            .filter(|(_, queue, _)| allowed(queue.same_zone))
-            .min_by_key(|(peer, queue, job)| {
+            .filter(|(_, next)| slot || next.opens_zone)
+            .filter(|(_, next)| next.active < config.upload_slots_per_peer)
+            .filter(|(_, next)| !held_back || next.progress >= BEGINNERS_STEPS || next.opens_zone)
+            .filter(|(_, next)| allowed(next.same_zone))
+            .min_by_key(|(peer, next)| {
                 // Whoever is behind comes first: uplinks are idle when some are done and others, limited by their own
                 // wires, are not.
-                let foreign = !queue.same_zone && !job.is_for_zone();
-                let (foreign, progress) = if fair { (false, 0) } else { (foreign, job.progress) };
-                (foreign, progress, queue.served_bytes, queue.active.len(), **peer)
+                let foreign = !next.same_zone && !next.for_zone;
+                let (foreign, progress) = if fair { (false, 0) } else { (foreign, next.progress) };
+                (foreign, progress, next.served_bytes, next.active, **peer)
             })
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
@@ -181,6 +201,7 @@ impl Uploads {
     ) -> bool {
         let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(digest, piece)));
         let Some(sending) = active else { return false };
+        self.note(peer);
         let carried = self.active.end(now, &sending);
         if whole {
             if let Some(carried) = carried {

@@ -49,6 +49,11 @@ impl Bitfield {
         self.ones == self.len
     }
 
+    /// The set in words of 64 pieces, the first piece lowest; spare bits are zero.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Whether `piece` is in the set; `false` for an index of a longer layout.
     pub fn contains(&self, piece: PieceIndex) -> bool {
         self.words.get(word_of(piece)).is_some_and(|word| word & mask_of(piece) != 0)

@@ -34,6 +34,7 @@ impl PieceIndex {
 pub struct PieceLayout {
     size: u64,
     piece_bytes: u32,
+    piece_count: u32,
 }
 
 /// Why a layout is refused.
@@ -73,7 +74,9 @@ impl PieceLayout {
         if !piece_bytes.is_power_of_two() || !(PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&piece_bytes) {
             return Err(LayoutError::PieceBytes(piece_bytes));
         }
-        Ok(Self { size, piece_bytes })
+        #[expect(clippy::cast_possible_truncation, reason = "BLOB_BYTES_MAX / PIECE_BYTES_MIN is 2^22")]
+        let piece_count = size.div_ceil(u64::from(piece_bytes)) as u32;
+        Ok(Self { size, piece_bytes, piece_count })
     }
 
     /// Blob size in bytes.
@@ -88,10 +91,7 @@ impl PieceLayout {
 
     /// Number of pieces; zero for the empty blob.
     pub fn piece_count(&self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "BLOB_BYTES_MAX / PIECE_BYTES_MIN is 2^22")]
-        {
-            self.size.div_ceil(u64::from(self.piece_bytes)) as u32
-        }
+        self.piece_count
     }
 
     /// The index numbered `number`, or `None` beyond the last piece.

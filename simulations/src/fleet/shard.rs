@@ -1,6 +1,8 @@
 //! A part of the nodes, which runs by itself for a step.
 
-use shoal_engine::io::{Input, ReaderId};
+use std::collections::VecDeque;
+
+use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_types::{PeerId, Timestamp};
 
 use super::mail::{Event, Mail, Op, Outbox, Posted};
@@ -23,6 +25,8 @@ pub(crate) struct Shard {
     pub(crate) nodes: Vec<Node>,
     queue: Queue<Event>,
     inputs: Slab<Input>,
+    /// Wishes being carried out; empty in between.
+    effects: VecDeque<Effect>,
     messages: Slab<shoal_engine::message::Message>,
     /// When the last event happened.
     pub(crate) now: u64,
@@ -48,6 +52,7 @@ impl Shard {
             nodes: Vec::new(),
             queue: Queue::new(),
             inputs: Slab::new(),
+            effects: VecDeque::new(),
             messages: Slab::new(),
             now: 0,
             events: 0,
@@ -226,12 +231,18 @@ impl Shard {
 
     fn carry_out(&mut self, world: &World, node: u32) {
         let now = self.now;
-        loop {
-            let own = &mut self.nodes[(node >> self.bits) as usize];
-            let Some(effect) = own.engine.poll_effect() else { break };
-            self.trace.effect(&mut own.trace_hash, now, node, &effect);
+        let mut effects = std::mem::take(&mut self.effects);
+        let own = self.own(node);
+        own.engine.exchange_effects(&mut effects);
+        let mut hash = own.trace_hash;
+        for effect in effects.drain(..) {
+            self.trace.effect(&mut hash, now, node, &effect);
             self.effect(world, node, effect);
         }
+        let own = self.own(node);
+        own.trace_hash = hash;
+        own.engine.exchange_effects(&mut effects);
+        self.effects = effects;
         let limit = world.config.engine.buffer_bytes_max;
         let own = self.own(node);
         if own.engine.buffered_bytes() > limit {

@@ -46,7 +46,7 @@ impl Engine {
                     zone,
                     roles,
                     endpoints,
-                    channels: std::collections::BTreeMap::new(),
+                    channels: crate::keyed::Sorted::default(),
                     next_channel: 0,
                     flow,
                     messages: Bucket::new(Some(self.config.messages_per_sec_max), self.now),
@@ -105,7 +105,7 @@ impl Engine {
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
         // A dial under way is answered by itself; only what was agreed on this connection ends.
-        for digest in gone.channels.into_values() {
+        for (_, digest) in gone.channels.into_iter() {
             self.remove_member(digest, peer, Standing::Gone);
             self.fill_swarm(digest);
             self.dial(digest);
@@ -128,7 +128,7 @@ impl Engine {
         self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
-        for digest in channels.into_values() {
+        for (_, digest) in channels.into_iter() {
             self.remove_member(digest, peer, Standing::Gone);
             self.fill_swarm(digest);
             self.dial(digest);
@@ -183,6 +183,7 @@ impl Engine {
             flow.stalled = false;
             flow.window = 1;
             let channels: Vec<_> = known.channels.values().copied().collect();
+            self.window_changed(peer);
             for digest in channels {
                 self.fill_member(digest, peer);
             }

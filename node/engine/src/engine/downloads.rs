@@ -154,9 +154,10 @@ impl Engine {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let bytes = blob.layout.len_of(piece);
         blob.picker.unwant(number);
-        match blob.pending.entry(number).or_insert_with(|| Pending::Requested(Vec::new())) {
-            Pending::Requested(asked) => asked.push(peer),
-            Pending::Verifying { .. } | Pending::Backend { .. } => return,
+        match blob.pending.get_mut(number) {
+            Some(Pending::Requested(asked)) => asked.push(peer),
+            Some(Pending::Verifying { .. } | Pending::Backend { .. }) => return,
+            None => drop(blob.pending.insert(number, Pending::Requested(vec![peer]))),
         }
         let link = (!same_zone).then(|| known.zone.clone());
         if let Some(zone) = &link {
@@ -191,8 +192,22 @@ impl Engine {
         let share = spread.checked_div(sharing).unwrap_or_default();
         // Windows are looked at only where they matter.
         let Some(beyond) = in_flight.checked_sub(share) else { return true };
-        let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);
-        swarm.members.keys().any(|peer| window(peer) > beyond)
+        let longest = || {
+            let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);
+            swarm.members.keys().map(window).max().unwrap_or(0)
+        };
+        let window_max = swarm.window_max.get().unwrap_or_else(longest);
+        debug_assert_eq!(window_max, longest());
+        swarm.window_max.set(Some(window_max));
+        window_max > beyond
+    }
+
+    /// The window of a peer has changed.
+    pub(super) fn window_changed(&self, peer: PeerId) {
+        let Some(known) = self.peers.get(&peer) else { return };
+        for swarm in known.channels.values().filter_map(|digest| self.swarms.get(digest)) {
+            swarm.window_max.set(None);
+        }
     }
 
     fn link_has_room(&self, zone: &Zone, bytes: u32) -> bool {
@@ -221,10 +236,10 @@ impl Engine {
         }
         self.release(bytes);
         let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
-        let Some(Pending::Requested(asked)) = blob.pending.get_mut(&number) else { return };
+        let Some(Pending::Requested(asked)) = blob.pending.get_mut(number) else { return };
         asked.retain(|other| *other != peer);
         if asked.is_empty() {
-            blob.pending.remove(&number);
+            blob.pending.remove(number);
             if !blob.has(number) {
                 blob.picker.want(number, &mut self.random);
             }
@@ -264,7 +279,7 @@ impl Engine {
         let asked: Vec<PeerId> = swarm
             .members
             .iter()
-            .filter(|(peer, member)| Some(**peer) != keep && member.outstanding.contains_key(&number))
+            .filter(|(peer, member)| Some(**peer) != keep && member.outstanding.contains(number))
             .map(|(peer, _)| *peer)
             .collect();
         for peer in asked {
@@ -294,7 +309,7 @@ impl Engine {
     pub(super) fn move_requests(&mut self, digest: Digest, peer: PeerId) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return };
-        let elsewhere = |number: &u32| {
+        let elsewhere = |number: u32| {
             swarm.in_backend
                 || swarm.members.iter().any(|(id, other)| {
                     *id != peer
@@ -302,12 +317,12 @@ impl Engine {
                         && self.peers.get(id).is_some_and(|known| !known.flow.stalled)
                         && blob
                             .layout
-                            .piece(*number)
+                            .piece(number)
                             .zip(other.pieces.as_ref())
                             .is_some_and(|(piece, pieces)| pieces.contains(piece))
                 })
         };
-        let moving: Vec<u32> = member.outstanding.keys().copied().filter(elsewhere).collect();
+        let moving: Vec<u32> = member.outstanding.iter().map(|(number, _)| number).filter(|number| elsewhere(*number)).collect();
         let pieces: Vec<PieceIndex> = moving.iter().filter_map(|number| blob.layout.piece(*number)).collect();
         for number in moving {
             self.withdraw(digest, peer, number);
@@ -355,8 +370,12 @@ impl Engine {
         }
         if let Some(known) = self.peers.get_mut(&peer) {
             known.flow.revive(now);
+            let window = known.flow.window;
             if full {
                 known.flow.refused();
+            }
+            if known.flow.window != window {
+                self.window_changed(peer);
             }
         }
         self.request_ended(digest, peer, channel, number, &outstanding);
@@ -372,7 +391,7 @@ impl Engine {
         let now = self.now;
         let Some(digest) = self.digest_of(&peer, channel) else { return };
         let outstanding =
-            self.member_mut(digest, &peer).and_then(|member| member.outstanding.get_mut(&number)).map(|o| {
+            self.member_mut(digest, &peer).and_then(|member| member.outstanding.get_mut(number)).map(|o| {
                 let first = (o.arrived_bytes == 0).then(|| now.saturating_since(o.at));
                 let fresh = bytes.min(o.bytes.saturating_sub(o.arrived_bytes));
                 o.arrived_bytes = o.arrived_bytes.saturating_add(fresh);
@@ -413,12 +432,17 @@ impl Engine {
         let before = blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
         let asked_twice = matches!(before, Some(Pending::Requested(asked)) if asked.len() > 1);
         let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
+        let window = |own: &Self| own.peers.get(&peer).map(|known| known.flow.window);
+        let window_before = window(self);
         let flow = self.peers.get_mut(&peer).map(|known| &mut known.flow);
         let link_flow = link.as_ref().and_then(|zone| self.links.get_mut(zone));
         for flow in flow.into_iter().chain(link_flow) {
             flow.progressed(now, bytes.saturating_sub(arrived_bytes), first);
             flow.settled(bytes);
             flow.piece_arrived(&self.config, now, piece_bytes);
+        }
+        if window(self) != window_before {
+            self.window_changed(peer);
         }
         self.hold(digest, number, bytes);
         self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
@@ -434,9 +458,7 @@ impl Engine {
     /// beyond it, and is not given to the same peer again: it may be the slow one.
     fn refill(&mut self, peer: PeerId, channel: Channel, link: bool) {
         let Some(known) = self.peers.get(&peer) else { return };
-        let after = known.channels.range(channel.saturating_add(1)..);
-        let mut turn: Vec<Digest> =
-            after.chain(known.channels.range(..=channel)).map(|(_, digest)| *digest).collect();
+        let mut turn: Vec<Digest> = known.channels.around(channel).copied().collect();
         if link {
             return turn.into_iter().for_each(|digest| self.fill_swarm(digest));
         }
@@ -466,7 +488,7 @@ impl Engine {
         if piece.get() >= blob.layout.piece_count() || !blob.have.insert(piece) {
             return;
         }
-        let pending = blob.pending.remove(&number);
+        let pending = blob.pending.remove(number);
         blob.picker.unwant(number);
         blob.zone_progress = now;
         blob.advance_front();
@@ -512,8 +534,8 @@ impl Engine {
         let number = piece.get();
         self.unhold(digest, number);
         let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
-        if matches!(blob.pending.get(&number), Some(Pending::Verifying { .. } | Pending::Backend { .. })) {
-            blob.pending.remove(&number);
+        if matches!(blob.pending.get(number), Some(Pending::Verifying { .. } | Pending::Backend { .. })) {
+            blob.pending.remove(number);
             if !blob.have.contains(piece) {
                 blob.picker.want(number, &mut self.random);
             }

@@ -37,7 +37,7 @@ impl Engine {
             | Message::Peers { to, .. }
             | Message::Leave { to } => *to,
         };
-        let Some(digest) = known.channels.get(&to).copied() else {
+        let Some(digest) = known.channels.get(to).copied() else {
             // We left and the message crossed that. A channel we never gave out is a lie.
             if to >= known.next_channel {
                 self.drop_peer(peer, DropReason::Protocol, None);
@@ -469,12 +469,12 @@ impl Engine {
         if let Some(blob) = &mut swarm.blob {
             forget_pieces(blob, &mut member);
         }
-        for (piece, outstanding) in std::mem::take(&mut member.outstanding) {
+        for (piece, outstanding) in std::mem::take(&mut member.outstanding).into_iter() {
             self.request_ended(digest, peer, channel, piece, &outstanding);
         }
         self.uploads.leave(&peer, digest);
         if let Some(known) = self.peers.get_mut(&peer) {
-            known.channels.remove(&channel);
+            known.channels.remove(channel);
         }
         self.refresh_zone(digest);
         self.note_idle(peer);

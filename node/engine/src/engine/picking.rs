@@ -48,11 +48,9 @@ impl Engine {
             return Picked::HeldBack;
         }
         let mut held_back = false;
+        let has = |number| blob.layout.piece(number).is_some_and(|piece| pieces.contains(piece));
+        // Of a piece that it has and that is wanted.
         let mut allowed = |number: u32, wait: Duration, since| {
-            let has = blob.layout.piece(number).is_some_and(|piece| pieces.contains(piece));
-            if !has || !blob.picker.is_wanted(number) {
-                return false;
-            }
             let good = member.may_ask(number, self.now)
                 && (member.same_zone || self.may_import(swarm, blob, number, wait, since));
             held_back |= !good;
@@ -62,31 +60,36 @@ impl Engine {
             let mut ahead = reader.window(&blob.layout, self.config.reader_window_bytes);
             // While the zone gets on, what a reader waits for is on its way too; but not for ever.
             let (wait, since) = self.zone_patience(blob, reader.advanced);
-            if let Some(number) = ahead.find(|number| allowed(*number, wait, since)) {
+            let mut good =
+                |number: u32| has(number) && blob.picker.is_wanted(number) && allowed(number, wait, since);
+            if let Some(number) = ahead.find(|number| good(*number)) {
                 return Picked::Piece(number);
             }
         }
         let (wait, since) = (self.config.zone_wait, blob.zone_progress);
         if !member.same_zone
-            && let Some(number) = self.front(swarm, blob).find(|number| allowed(*number, wait, since))
+            && let Some(number) = blob
+                .picker
+                .wanted_of(pieces, self.front(swarm, blob))
+                .find(|number| allowed(*number, wait, since))
         {
             return Picked::Piece(number);
         }
-        let first = self
-            .ahead(swarm, blob, member)
+        let first = blob
+            .picker
+            .wanted_of(pieces, self.ahead(swarm, blob, member))
             .filter(|number| allowed(*number, wait, since))
             .min_by_key(|number| (blob.picker.availability(*number), self.place(*number)));
         if let Some(number) = first {
             return Picked::Piece(number);
         }
         let rarest = if member.interesting < FEW_PIECES {
-            pieces
-                .iter_beyond(&blob.have, &blob.layout)
-                .map(|piece| piece.get())
+            blob.picker
+                .wanted_of(pieces, 0..blob.layout.piece_count())
                 .filter(|number| allowed(*number, wait, since))
                 .min_by_key(|number| blob.picker.availability(*number))
         } else {
-            blob.picker.pick(|number| allowed(number, wait, since))
+            blob.picker.pick(|number| has(number) && allowed(number, wait, since))
         };
         match rarest.or_else(|| self.take_over(swarm, blob, member)) {
             Some(number) => Picked::Piece(number),
@@ -170,22 +173,22 @@ impl Engine {
             return if held_back { Picked::HeldBack } else { Picked::Nothing };
         }
         let stalled = |id: &PeerId| self.peers.get(id).is_some_and(|known| known.flow.stalled);
-        for (number, pending) in &blob.pending {
+        for (number, pending) in blob.pending.iter() {
             let Pending::Requested(asked) = pending else { continue };
             let has =
-                member.pieces.as_ref().zip(blob.layout.piece(*number)).is_some_and(|(p, i)| p.contains(i));
-            if !has || asked.contains(peer) || !member.may_ask(*number, self.now) {
+                member.pieces.as_ref().zip(blob.layout.piece(number)).is_some_and(|(p, i)| p.contains(i));
+            if !has || asked.contains(peer) || !member.may_ask(number, self.now) {
                 continue;
             }
             if asked.iter().all(stalled) {
-                return Picked::Stolen(*number);
+                return Picked::Stolen(number);
             }
             if endgame
                 && asked.len() < DUPLICATES_MAX
                 && member.same_zone
-                && self.is_late(blob, *number, asked, peer)
+                && self.is_late(blob, number, asked, peer)
             {
-                return Picked::Piece(*number);
+                return Picked::Piece(number);
             }
         }
         if held_back { Picked::HeldBack } else { Picked::Nothing }

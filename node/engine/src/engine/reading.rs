@@ -206,7 +206,7 @@ impl Engine {
             .members
             .iter()
             .filter(|_| !swarm.wants_payload(self.now, self.config.linger))
-            .flat_map(|(peer, member)| member.outstanding.keys().map(|number| (*peer, *number)))
+            .flat_map(|(peer, member)| member.outstanding.iter().map(|(number, _)| (*peer, number)))
             .collect();
         for (peer, number) in stale {
             self.withdraw(digest, peer, number);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shoal_types::{Bitfield, Timestamp, Zone};
 
+use crate::keyed::Sorted;
 use crate::message::Channel;
 
 /// A piece a peer was asked for.
@@ -50,7 +51,7 @@ pub(crate) struct Member {
     pub(crate) uncounted: bool,
     /// Pieces it has and we lack.
     pub(crate) interesting: u32,
-    pub(crate) outstanding: BTreeMap<u32, Outstanding>,
+    pub(crate) outstanding: Sorted<Outstanding>,
     /// Pieces it refused and until when not to ask again.
     pub(crate) refused: BTreeMap<u32, Refusal>,
     /// Its queue is full, or it refuses whatever it is asked for: it is asked for nothing before this.
@@ -80,7 +81,7 @@ impl Member {
             pieces: None,
             uncounted: false,
             interesting: 0,
-            outstanding: BTreeMap::new(),
+            outstanding: Sorted::default(),
             refused: BTreeMap::new(),
             full_until: Timestamp::ZERO,
             refusals: 0,

@@ -6,13 +6,14 @@ pub(crate) mod readers;
 pub(crate) mod search;
 pub(crate) mod zones;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo, Zone};
 
 use crate::io::{ReaderId, ReaderWant};
-use crate::keyed::Map;
+use crate::keyed::{Map, Sorted};
 use crate::random::Random;
 use member::{Member, Outstanding};
 use picker::Picker;
@@ -56,7 +57,7 @@ pub(crate) struct Blob {
     /// The first piece that may be missing: all before it are here.
     pub(crate) front: u32,
     pub(crate) picker: Picker,
-    pub(crate) pending: BTreeMap<u32, Pending>,
+    pub(crate) pending: Sorted<Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
     pub(crate) given: BTreeMap<u32, Given>,
     /// Pieces sent to somebody before the blob was complete here: none of them is in `given`.
@@ -94,7 +95,7 @@ impl Blob {
             have,
             complete,
             finishing: false,
-            pending: BTreeMap::new(),
+            pending: Sorted::default(),
             given: BTreeMap::new(),
             given_before: Bitfield::new(layout.piece_count()),
             given_abroad: BTreeMap::new(),
@@ -143,6 +144,8 @@ pub(crate) struct Swarm {
     foreign_members: usize,
     /// Requests in flight at members of the own zone.
     near_in_flight: usize,
+    /// The longest window of its members, in pieces, where it was looked for and none has changed since.
+    pub(crate) window_max: Cell<Option<u32>>,
     pub(crate) readers: BTreeMap<ReaderId, Reader>,
     pub(crate) search: Search,
     /// This process owns the blob and answers with authority.
@@ -172,6 +175,7 @@ impl Swarm {
             members: Map::default(),
             foreign_members: 0,
             near_in_flight: 0,
+            window_max: Cell::new(None),
             readers: BTreeMap::new(),
             search: Search::default(),
             owner: false,
@@ -195,11 +199,13 @@ impl Swarm {
     pub(crate) fn add_member(&mut self, peer: PeerId, member: Member) {
         self.foreign_members = self.foreign_members.saturating_add(usize::from(!member.same_zone));
         self.members.insert(peer, member);
+        self.window_max.set(None);
     }
 
     /// Takes a member out, with what it was asked for.
     pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
         let member = self.members.swap_remove(peer)?;
+        self.window_max.set(None);
         if member.same_zone {
             self.near_in_flight = self.near_in_flight.saturating_sub(member.outstanding.len());
         } else {
@@ -218,7 +224,7 @@ impl Swarm {
     /// Takes out a request that a member has answered or that is withdrawn.
     pub(crate) fn answered(&mut self, peer: &PeerId, number: u32) -> Option<Outstanding> {
         let member = self.members.get_mut(peer)?;
-        let outstanding = member.outstanding.remove(&number)?;
+        let outstanding = member.outstanding.remove(number)?;
         self.near_in_flight = self.near_in_flight.saturating_sub(usize::from(member.same_zone));
         Some(outstanding)
     }

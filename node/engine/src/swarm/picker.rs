@@ -1,5 +1,7 @@
 //! The pieces nobody has been asked for yet, rarest first.
 
+use shoal_types::Bitfield;
+
 use crate::random::Random;
 
 /// A piece that is not wanted has this position.
@@ -11,6 +13,8 @@ const NOWHERE: u32 = u32::MAX;
 pub(crate) struct Picker {
     availability: Vec<u16>,
     position: Vec<u32>,
+    /// The wanted pieces, a bit each.
+    bits: Vec<u64>,
     /// Shuffled by the engine's seed, so that engines that know the same ask for different pieces.
     buckets: Vec<Vec<u32>>,
     wanted: usize,
@@ -21,12 +25,15 @@ impl Picker {
     pub(crate) fn new(count: u32, mut wanted: Vec<u32>, random: &mut Random) -> Self {
         random.shuffle(&mut wanted);
         let mut position = vec![NOWHERE; count as usize];
+        let mut bits = vec![0; count.div_ceil(u64::BITS) as usize];
         for (piece, place) in wanted.iter().zip(0u32..) {
             if let Some(slot) = position.get_mut(*piece as usize) {
                 *slot = place;
             }
+            flip(&mut bits, *piece);
         }
-        Self { availability: vec![0; count as usize], position, wanted: wanted.len(), buckets: vec![wanted] }
+        let availability = vec![0; count as usize];
+        Self { availability, position, bits, wanted: wanted.len(), buckets: vec![wanted] }
     }
 
     /// Number of wanted pieces.
@@ -49,6 +56,7 @@ impl Picker {
             return;
         }
         self.wanted = self.wanted.saturating_add(1);
+        flip(&mut self.bits, piece);
         self.put(piece, Some(random));
     }
 
@@ -56,6 +64,7 @@ impl Picker {
     pub(crate) fn unwant(&mut self, piece: u32) {
         if self.is_wanted(piece) {
             self.take(piece);
+            flip(&mut self.bits, piece);
             self.wanted = self.wanted.saturating_sub(1);
         }
     }
@@ -78,6 +87,27 @@ impl Picker {
     /// The wanted pieces, rarest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
         self.buckets.iter().flatten().copied()
+    }
+
+    /// The wanted pieces among those of `pieces` whose numbers are in `range`, in order.
+    pub(crate) fn wanted_of<'a>(
+        &'a self,
+        pieces: &'a Bitfield,
+        range: std::ops::Range<u32>,
+    ) -> impl Iterator<Item = u32> + 'a {
+        let (first, last) = (range.start / u64::BITS, range.end.div_ceil(u64::BITS));
+        let words = self.bits.iter().zip(pieces.words()).zip(0u32..);
+        let words = words.take(last as usize).skip(first as usize);
+        words.flat_map(move |((wanted, theirs), number)| {
+            let base = number.saturating_mul(u64::BITS);
+            let mut left = wanted & theirs & from_bit(range.start.saturating_sub(base));
+            left &= !from_bit(range.end.saturating_sub(base));
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.wrapping_sub(1);
+                (bit < u64::BITS).then(|| base.saturating_add(bit))
+            })
+        })
     }
 
     /// Whether a wanted piece is with no partial peer.
@@ -134,20 +164,39 @@ impl Picker {
     }
 }
 
+/// All bits from one on; none when it is beyond the word.
+fn from_bit(bit: u32) -> u64 {
+    u64::MAX.checked_shl(bit).unwrap_or(0)
+}
+
+fn flip(bits: &mut [u64], piece: u32) {
+    if let Some(word) = bits.get_mut((piece / u64::BITS) as usize) {
+        *word ^= 1 << (piece % u64::BITS);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use shoal_types::PieceLayout;
     use std::collections::BTreeSet;
 
     proptest! {
         /// Against the naive model: availability counts and a set of wanted pieces.
         #[test]
-        fn picks_the_rarest(ops in prop::collection::vec((0u8..4, 0u32..40), 0..300), seed: u64) {
+        fn picks_the_rarest(
+            ops in prop::collection::vec((0u8..4, 0u32..140), 0..300),
+            theirs in prop::collection::vec(any::<u8>(), 18),
+            from in 0u32..150,
+            to in 0u32..150,
+            seed: u64,
+        ) {
             let mut random = Random::new(seed);
-            let mut picker = Picker::new(40, (0..40).collect(), &mut random);
-            let mut wanted: BTreeSet<u32> = (0..40).collect();
-            let mut counts = [0u16; 40];
+            let mut picker = Picker::new(140, (0..140).collect(), &mut random);
+            let mut wanted: BTreeSet<u32> = (0..140).collect();
+            let mut counts = [0u16; 140];
+            let theirs = Bitfield::from_bytes(140, &[&theirs[..17], &[theirs[17] & 15]].concat()).unwrap();
             for (op, piece) in ops {
                 match op {
                     0 => { picker.want(piece, &mut random); wanted.insert(piece); }
@@ -163,7 +212,11 @@ mod tests {
                 let rarest = wanted.iter().filter(|p| *p % 2 == 1).map(|p| counts[*p as usize]).min();
                 prop_assert_eq!(odd.map(|p| counts[p as usize]), rarest);
                 prop_assert_eq!(picker.has_unavailable(), wanted.iter().any(|p| counts[*p as usize] == 0));
-                for piece in 0..40 {
+                let layout = PieceLayout::for_size(140 << 18).unwrap();
+                let has = |piece: u32| layout.piece(piece).is_some_and(|piece| theirs.contains(piece));
+                let expected = wanted.iter().copied().filter(|piece| (from..to).contains(piece) && has(*piece));
+                prop_assert!(picker.wanted_of(&theirs, from..to).eq(expected));
+                for piece in 0..140 {
                     prop_assert_eq!(picker.is_wanted(piece), wanted.contains(&piece));
                     prop_assert_eq!(picker.availability(piece), counts[piece as usize]);
                 }

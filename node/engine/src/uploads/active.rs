@@ -1,6 +1,6 @@
 //! Sends under way, and what the wire carries meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use shoal_types::Timestamp;
@@ -24,7 +24,8 @@ struct Begun {
 /// How many sends are under way, by when they began.
 #[derive(Debug, Default)]
 pub(super) struct Active {
-    begun: BTreeMap<Timestamp, Begun>,
+    /// In order of time.
+    begun: VecDeque<(Timestamp, Begun)>,
     pub(super) count: usize,
     /// Seconds that all sends have taken so far, those that were beside each other counted each.
     load: f64,
@@ -40,9 +41,13 @@ impl Active {
 
     pub(super) fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
         self.advance(now);
-        let beside = self.begun.entry(now).or_default();
-        beside.count = beside.count.saturating_add(1);
-        beside.bytes = beside.bytes.saturating_add(bytes.into());
+        if self.begun.back().is_none_or(|(last, _)| *last < now) {
+            self.begun.push_back((now, Begun::default()));
+        }
+        if let Some((_, beside)) = self.begun.back_mut() {
+            beside.count = beside.count.saturating_add(1);
+            beside.bytes = beside.bytes.saturating_add(bytes.into());
+        }
         self.count = self.count.saturating_add(1);
         Sending { since: now, bytes, load: self.load }
     }
@@ -51,11 +56,14 @@ impl Active {
     /// which had as much of the wire. `None` when it took no time that could be measured.
     pub(super) fn end(&mut self, now: Timestamp, sending: &Sending) -> Option<f64> {
         self.advance(now);
-        if let Some(beside) = self.begun.get_mut(&sending.since) {
+        let place = self.begun.binary_search_by_key(&sending.since, |(since, _)| *since);
+        if let Ok(place) = place
+            && let Some((_, beside)) = self.begun.get_mut(place)
+        {
             beside.count = beside.count.saturating_sub(1);
             beside.bytes = beside.bytes.saturating_sub(sending.bytes.into());
             if beside.count == 0 {
-                self.begun.remove(&sending.since);
+                self.begun.remove(place);
             }
             self.count = self.count.saturating_sub(1);
         }
@@ -66,7 +74,7 @@ impl Active {
 
     /// Those that began less than `time` ago.
     pub(super) fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
-        let young = |(since, _): &(&Timestamp, &Begun)| now.saturating_since(**since) < time;
+        let young = |(since, _): &&(Timestamp, Begun)| now.saturating_since(*since) < time;
         self.begun.iter().rev().take_while(young).map(|(_, begun)| begun.count).sum()
     }
 
