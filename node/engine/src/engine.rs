@@ -12,6 +12,7 @@ mod serving;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use shoal_types::{Digest, Endpoint, PeerId, Roles, Timestamp, Zone};
 
@@ -70,7 +71,8 @@ impl Out {
 /// [`Self::poll_timeout`] has come. Every method takes the driver's monotonic time, which must not go back.
 #[derive(Debug)]
 pub struct Engine {
-    config: EngineConfig,
+    /// Shared where one process has many engines.
+    config: Arc<EngineConfig>,
     local: PeerId,
     /// Its own roles.
     roles: Roles,
@@ -114,7 +116,14 @@ const BAD_SIGNERS_MAX: usize = 1024;
 
 impl Engine {
     /// An engine without swarms or peers. `config` has been validated; `seed` decides every tie.
-    pub fn new(config: EngineConfig, local: PeerId, zone: Zone, seed: u64, now: Timestamp) -> Self {
+    pub fn new(
+        config: impl Into<Arc<EngineConfig>>,
+        local: PeerId,
+        zone: Zone,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
+        let config = config.into();
         let mut random = Random::new(seed);
         let order = u32::try_from(random.below(u32::MAX as usize)).unwrap_or_default();
         Self {

@@ -41,8 +41,22 @@ impl Event {
 #[derive(Debug)]
 pub(crate) enum Mail {
     Event(Event),
-    Input { node: u32, life: u32, input: Input },
+    Input(Box<ForNode>),
     Message { node: u32, from: u32, serial: u32, message: Message },
+}
+
+/// An input for a life of a node.
+#[derive(Debug)]
+pub(crate) struct ForNode {
+    pub(crate) node: u32,
+    pub(crate) life: u32,
+    pub(crate) input: Input,
+}
+
+impl Mail {
+    pub(crate) fn input(node: u32, life: u32, input: Input) -> Self {
+        Self::Input(Box::new(ForNode { node, life, input }))
+    }
 }
 
 #[derive(Debug)]

@@ -189,7 +189,7 @@ impl Fleet {
     }
 
     fn engine(&self, id: u32, spec: &NodeSpec) -> Engine {
-        let (config, zone) = (self.world.config.engine.clone(), spec.zone.clone());
+        let (config, zone) = (self.world.engine.clone(), spec.zone.clone());
         let peer = self.world.fact(id).peer;
         Engine::new(config, peer, zone, self.random_of(id), self.now()).with_roles(spec.roles())
     }
@@ -291,7 +291,7 @@ impl Fleet {
     /// Feeds an input of the local driver to a node.
     pub fn input(&mut self, node: NodeId, input: Input) {
         let node = node as u32;
-        let mail = Mail::Input { node, life: self.world.fact(node).life, input };
+        let mail = Mail::input(node, self.world.fact(node).life, input);
         self.posted.push((node, Posted { at: self.now, mail }));
     }
 

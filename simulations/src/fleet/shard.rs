@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_types::{PeerId, Timestamp};
 
-use super::mail::{Event, Mail, Op, Outbox, Posted};
+use super::mail::{Event, ForNode, Mail, Op, Outbox, Posted};
 use super::node::{Link, Node};
 use super::world::World;
 use crate::network::nanos;
@@ -99,7 +99,8 @@ impl Shard {
     pub(crate) fn accept(&mut self, posted: Posted) {
         let event = match posted.mail {
             Mail::Event(event) => event,
-            Mail::Input { node, life, input } => {
+            Mail::Input(mail) => {
+                let ForNode { node, life, input } = *mail;
                 Event::Input { node, life, input: self.inputs.insert(input) }
             }
             Mail::Message { node, from, serial, message } => {
@@ -276,7 +277,7 @@ impl Shard {
         let fact = world.fact(node);
         let delay = world.delay(from, node);
         let failed =
-            |at: u64| (at, Mail::Input { node: from, life, input: Input::ConnectFailed { peer: fact.peer } });
+            |at: u64| (at, Mail::input(from, life, Input::ConnectFailed { peer: fact.peer }));
         let (at, mail) = if !world.reaches(from, node) || fact.stopped {
             failed(self.now + nanos(world.config.connect_timeout).saturating_sub(delay))
         } else if !fact.alive || self.own(node).bans.contains(&from) {

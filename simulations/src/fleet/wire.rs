@@ -190,10 +190,10 @@ impl Wire {
                 let peers: Vec<_> = looked.providers.iter().map(|other| world.hint(*other)).collect();
                 if !peers.is_empty() {
                     let input = Input::PeersFound { digest, source, peers };
-                    self.outbox.post(node, looked.found, Mail::Input { node, life, input });
+                    self.outbox.post(node, looked.found, Mail::input(node, life, input));
                 }
                 let input = Input::LookupFinished { digest, source, answered: true };
-                self.outbox.post(node, looked.over, Mail::Input { node, life, input });
+                self.outbox.post(node, looked.over, Mail::input(node, life, input));
             }
         }
     }
@@ -203,7 +203,7 @@ impl Wire {
         let (now, fact) = (self.now, world.fact(to));
         if !fact.alive || fact.stopped || !world.reaches(from, to) {
             let input = Input::ConnectFailed { peer: fact.peer };
-            return self.outbox.post(from, now, Mail::Input { node: from, life, input });
+            return self.outbox.post(from, now, Mail::input(from, life, input));
         }
         if !world.fact(from).alive || world.fact(from).life != life {
             return;

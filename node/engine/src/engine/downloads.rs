@@ -495,7 +495,9 @@ impl Engine {
         swarm.starved = None;
         swarm.backend_failures = 0;
         for member in swarm.members.values_mut() {
-            member.refused.remove(&number);
+            if !member.refused.is_empty() {
+                member.refused.remove(&number);
+            }
             if member.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)) {
                 member.interesting = member.interesting.saturating_sub(1);
             }

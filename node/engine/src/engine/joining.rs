@@ -371,6 +371,7 @@ impl Engine {
             }
         }
         member.pieces = Some(pieces);
+        swarm.pieces_changed();
         swarm.search.set_standing(&peer, Standing::Asked);
         self.share(digest, peer);
         self.refresh_zone(digest);
@@ -408,10 +409,14 @@ impl Engine {
                 member.refused.remove(&number);
             }
         }
+        let complete = member.is_complete();
+        if complete {
+            swarm.pieces_changed();
+        }
         if !good {
             return self.drop_peer(peer, DropReason::Protocol, None);
         }
-        if member.is_complete() {
+        if complete {
             if let Some(candidate) = swarm.search.candidates.get_mut(&peer) {
                 candidate.hint.complete = true;
             }

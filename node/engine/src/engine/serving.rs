@@ -112,7 +112,7 @@ impl Engine {
         let blob = swarm.blob.as_ref()?;
         let given = blob.given.get(&number)?;
         let spread = blob.all_given() && !self.uploads.has_waiting();
-        let alone = blob.complete && !swarm.members.values().any(|member| member.is_complete());
+        let alone = blob.complete && swarm.seeders() == 0;
         let reachable = swarm.members.get(&given.to).is_some_and(|member| member.is_leecher());
         if given.to == asker || spread || !alone || !reachable {
             return None;

@@ -146,6 +146,8 @@ pub(crate) struct Swarm {
     near_in_flight: usize,
     /// The longest window of its members, in pieces, where it was looked for and none has changed since.
     pub(crate) window_max: Cell<Option<u32>>,
+    /// Members with the whole blob, where they were counted and none has changed since.
+    seeders: Cell<Option<usize>>,
     pub(crate) readers: BTreeMap<ReaderId, Reader>,
     pub(crate) search: Search,
     /// This process owns the blob and answers with authority.
@@ -176,6 +178,7 @@ impl Swarm {
             foreign_members: 0,
             near_in_flight: 0,
             window_max: Cell::new(None),
+            seeders: Cell::new(None),
             readers: BTreeMap::new(),
             search: Search::default(),
             owner: false,
@@ -200,12 +203,14 @@ impl Swarm {
         self.foreign_members = self.foreign_members.saturating_add(usize::from(!member.same_zone));
         self.members.insert(peer, member);
         self.window_max.set(None);
+        self.seeders.set(None);
     }
 
     /// Takes a member out, with what it was asked for.
     pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
         let member = self.members.swap_remove(peer)?;
         self.window_max.set(None);
+        self.seeders.set(None);
         if member.same_zone {
             self.near_in_flight = self.near_in_flight.saturating_sub(member.outstanding.len());
         } else {
@@ -244,10 +249,24 @@ impl Swarm {
         self.foreign_members > 0
     }
 
+    /// What a member is known to have has changed.
+    pub(crate) fn pieces_changed(&self) {
+        self.seeders.set(None);
+    }
+
+    /// Members with the whole blob.
+    pub(crate) fn seeders(&self) -> usize {
+        let count = || self.members.values().filter(|member| member.is_complete()).count();
+        let seeders = self.seeders.get().unwrap_or_else(count);
+        debug_assert_eq!(seeders, count());
+        self.seeders.set(Some(seeders));
+        seeders
+    }
+
     /// Whether one member alone has pieces that are wanted and nobody else has.
     pub(crate) fn lone_seeder(&self) -> bool {
         self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
-            && self.members.values().filter(|member| member.is_complete()).take(2).count() == 1
+            && self.seeders() == 1
     }
 
     /// Requests in flight inside the zone, those at a `lone` seeder aside; a link between zones has a window of its own.
