@@ -126,6 +126,11 @@ impl<K: Key, V> Map<K, V> {
         None
     }
 
+    /// The value at a place, as [`Self::values`] counts them.
+    pub(crate) fn at(&self, place: usize) -> Option<&V> {
+        self.entries.get(place).map(|(_, value)| value)
+    }
+
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.entries.get(self.place_of(key)?).map(|(_, value)| value)
     }

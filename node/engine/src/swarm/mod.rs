@@ -146,8 +146,8 @@ pub(crate) struct Swarm {
     near_in_flight: usize,
     /// The longest window of its members, in pieces, where it was looked for and none has changed since.
     pub(crate) window_max: Cell<Option<u32>>,
-    /// Members with the whole blob, where they were counted and none has changed since.
-    seeders: Cell<Option<usize>>,
+    /// Members with the whole blob and the place of the last, where they were counted and none has changed since.
+    seeders: Cell<Option<(usize, usize)>>,
     pub(crate) readers: BTreeMap<ReaderId, Reader>,
     pub(crate) search: Search,
     /// This process owns the blob and answers with authority.
@@ -256,7 +256,14 @@ impl Swarm {
 
     /// Members with the whole blob.
     pub(crate) fn seeders(&self) -> usize {
-        let count = || self.members.values().filter(|member| member.is_complete()).count();
+        self.count_seeders().0
+    }
+
+    fn count_seeders(&self) -> (usize, usize) {
+        let count = || {
+            let complete = self.members.values().enumerate().filter(|(_, member)| member.is_complete());
+            complete.fold((0_usize, 0), |(count, _), (place, _)| (count.saturating_add(1), place))
+        };
         let seeders = self.seeders.get().unwrap_or_else(count);
         debug_assert_eq!(seeders, count());
         self.seeders.set(Some(seeders));
@@ -271,11 +278,13 @@ impl Swarm {
 
     /// Requests in flight inside the zone, those at a `lone` seeder aside; a link between zones has a window of its own.
     pub(crate) fn in_flight(&self, lone: bool) -> usize {
-        let near = || self.members.values().filter(|member| member.same_zone);
-        debug_assert_eq!(self.near_in_flight, near().map(|member| member.outstanding.len()).sum::<usize>());
-        let at_seeder =
-            || near().filter(|m| m.is_complete()).map(|member| member.outstanding.len()).sum::<usize>();
-        self.near_in_flight.saturating_sub(if lone { at_seeder() } else { 0 })
+        debug_assert_eq!(
+            self.near_in_flight,
+            self.members.values().filter(|m| m.same_zone).map(|m| m.outstanding.len()).sum::<usize>()
+        );
+        let seeder = lone.then(|| self.members.at(self.count_seeders().1)).flatten();
+        let at_seeder = seeder.filter(|member| member.same_zone).map_or(0, |member| member.outstanding.len());
+        self.near_in_flight.saturating_sub(at_seeder)
     }
 
     /// Whether readers wait for anything at all.
