@@ -202,7 +202,7 @@ impl Uploads {
         let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(digest, piece)));
         let Some(sending) = active else { return false };
         self.note(peer);
-        let carried = self.active.end(now, &sending);
+        let carried = self.active.end(now, &sending, whole);
         if whole {
             if let Some(carried) = carried {
                 let rate = self.wire_rate.unwrap_or_default();
@@ -251,7 +251,7 @@ impl Uploads {
         if let Some(queue) = self.queues.swap_remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
             for sending in queue.active.into_values() {
-                self.active.end(now, &sending);
+                self.active.end(now, &sending, false);
             }
         }
         self.note(peer);
@@ -525,6 +525,24 @@ mod tests {
         assert_eq!(send(10, 110), 98_594.0, "one that took ten times as long");
         assert_eq!(send(110, 115), 200_000.0);
         assert_eq!(send(120, 120), 200_000.0, "nothing was measured");
+    }
+
+    #[test]
+    fn a_send_that_is_lucky_says_no_more_of_the_wire_than_what_it_carried() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        let sending = begin(&mut uploads, &config, 0);
+        // One has the wire to itself for 10 ms, then the others share it.
+        for ((to, job), millis) in sending.iter().zip([10, 30, 30]) {
+            assert!(uploads.sent(at(millis), to, job.digest, job.piece, true));
+            assert!(uploads.wire_rate.is_some_and(|rate| (99_000.0..100_001.0).contains(&rate)), "{millis}");
+        }
+        assert_eq!(uploads.wire_rate.map(f64::round), Some(100_000.0));
+        // What is given up was not carried.
+        let (to, job) = uploads.next(&config, at(40), |_| true).unwrap();
+        uploads.next(&config, at(40), |_| true).unwrap();
+        assert!(uploads.sent(at(41), &to, job.digest, job.piece, false));
+        assert_eq!(uploads.wire_rate.map(f64::round), Some(100_000.0));
     }
 
     #[test]

@@ -276,8 +276,7 @@ impl Shard {
     fn dialed(&mut self, world: &World, node: u32, from: u32, life: u32) {
         let fact = world.fact(node);
         let delay = world.delay(from, node);
-        let failed =
-            |at: u64| (at, Mail::input(from, life, Input::ConnectFailed { peer: fact.peer }));
+        let failed = |at: u64| (at, Mail::input(from, life, Input::ConnectFailed { peer: fact.peer }));
         let (at, mail) = if !world.reaches(from, node) || fact.stopped {
             failed(self.now + nanos(world.config.connect_timeout).saturating_sub(delay))
         } else if !fact.alive || self.own(node).bans.contains(&from) {

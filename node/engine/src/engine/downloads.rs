@@ -322,7 +322,8 @@ impl Engine {
                             .is_some_and(|(piece, pieces)| pieces.contains(piece))
                 })
         };
-        let moving: Vec<u32> = member.outstanding.iter().map(|(number, _)| number).filter(|number| elsewhere(*number)).collect();
+        let moving: Vec<u32> =
+            member.outstanding.iter().map(|(number, _)| number).filter(|number| elsewhere(*number)).collect();
         let pieces: Vec<PieceIndex> = moving.iter().filter_map(|number| blob.layout.piece(*number)).collect();
         for number in moving {
             self.withdraw(digest, peer, number);

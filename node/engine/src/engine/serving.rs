@@ -20,12 +20,13 @@ const AGAIN_MILLIS_MIN: u32 = 2;
 /// Longest time after which somebody is told to ask again, in milliseconds.
 const AGAIN_MILLIS_MAX: u32 = 1000;
 /// Haves told at once at the start of a swarm, so that it does not wait for a batch.
-const EAGER_PIECES: u32 = 4;
+const EAGER_PIECES: u32 = 16;
 /// Pieces at the beginning of a blob that go to other zones at once.
 const OPENING_PIECES: u32 = 2;
 
 impl Engine {
     pub(super) fn requested(&mut self, digest: Digest, peer: PeerId, number: u32) {
+        self.note_held(digest, &peer, number);
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let Some(blob) = &swarm.blob else {
             return self.drop_peer(peer, DropReason::Protocol, None);
@@ -87,6 +88,27 @@ impl Engine {
         let before = blob.given_abroad.get(&(number, zone.clone()));
         let free = before.is_none_or(|before| before == asker || !takes_part(before));
         (*zone != self.zone && free).then(|| zone.clone())
+    }
+
+    /// What one of a crowd has from another source counts as given to it: it passes the piece on as if it were from here, and
+    /// several sources of one blob give the crowd a copy between them and not one each.
+    fn note_held(&mut self, digest: Digest, asker: &PeerId, number: u32) {
+        let (now, crowd) = (self.now, self.config.peers_per_swarm_inbound_max);
+        let Some(swarm) = self.swarms.get_mut(&digest).filter(|swarm| swarm.members.len() > crowd) else {
+            return;
+        };
+        let Some(blob) = &mut swarm.blob else { return };
+        let Some(piece) = blob.layout.piece(number) else { return };
+        let new = blob.complete && !blob.given.contains_key(&number) && !blob.given_before.contains(piece);
+        if !new || blob.picker.availability(number) == 0 {
+            return;
+        }
+        let near = |peer: &PeerId| swarm.members.get(peer).filter(|member| member.same_zone);
+        let mut others = swarm.members.keys().filter(|peer| *peer != asker);
+        let to = others.find(|peer| near(peer).is_some_and(|m| m.is_leecher() && holds(Some(m), piece)));
+        if let (Some(to), true) = (to.copied(), near(asker).is_some()) {
+            blob.given.insert(number, Given { to, since: now, sent: Some(now) });
+        }
     }
 
     /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of

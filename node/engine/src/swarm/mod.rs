@@ -272,8 +272,7 @@ impl Swarm {
 
     /// Whether one member alone has pieces that are wanted and nobody else has.
     pub(crate) fn lone_seeder(&self) -> bool {
-        self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable())
-            && self.seeders() == 1
+        self.blob.as_ref().is_some_and(|blob| blob.picker.has_unavailable()) && self.seeders() == 1
     }
 
     /// Requests in flight inside the zone, those at a `lone` seeder aside; a link between zones has a window of its own.

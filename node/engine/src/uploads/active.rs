@@ -10,8 +10,8 @@ use shoal_types::Timestamp;
 pub(super) struct Sending {
     pub(super) since: Timestamp,
     bytes: u32,
-    /// [`Active::load`] when it began.
-    load: f64,
+    /// [`Active::ended_bytes`] when it began.
+    ended_bytes: u64,
 }
 
 /// Sends that began in the same moment.
@@ -27,20 +27,12 @@ pub(super) struct Active {
     /// In order of time.
     begun: VecDeque<(Timestamp, Begun)>,
     pub(super) count: usize,
-    /// Seconds that all sends have taken so far, those that were beside each other counted each.
-    load: f64,
-    at: Timestamp,
+    /// Bytes of all sends that were carried whole.
+    ended_bytes: u64,
 }
 
 impl Active {
-    fn advance(&mut self, now: Timestamp) {
-        let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
-        self.load += count * now.saturating_since(self.at).as_secs_f64();
-        self.at = now;
-    }
-
     pub(super) fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
-        self.advance(now);
         if self.begun.back().is_none_or(|(last, _)| *last < now) {
             self.begun.push_back((now, Begun::default()));
         }
@@ -49,13 +41,13 @@ impl Active {
             beside.bytes = beside.bytes.saturating_add(bytes.into());
         }
         self.count = self.count.saturating_add(1);
-        Sending { since: now, bytes, load: self.load }
+        Sending { since: now, bytes, ended_bytes: self.ended_bytes }
     }
 
-    /// Returns what the wire carried while the send was under way, in bytes per second: with others beside it, each of
-    /// which had as much of the wire. `None` when it took no time that could be measured.
-    pub(super) fn end(&mut self, now: Timestamp, sending: &Sending) -> Option<f64> {
-        self.advance(now);
+    /// Returns what the wire carried while the send was under way, in bytes per second: the sends that ended meanwhile. That
+    /// those beside it had as much of the wire as this one would be a guess, and too high for one that was lucky. `None` when it
+    /// was given up, or took no time that could be measured.
+    pub(super) fn end(&mut self, now: Timestamp, sending: &Sending, whole: bool) -> Option<f64> {
         let place = self.begun.binary_search_by_key(&sending.since, |(since, _)| *since);
         if let Ok(place) = place
             && let Some((_, beside)) = self.begun.get_mut(place)
@@ -67,9 +59,14 @@ impl Active {
             }
             self.count = self.count.saturating_sub(1);
         }
+        if !whole {
+            return None;
+        }
+        self.ended_bytes = self.ended_bytes.saturating_add(sending.bytes.into());
         let secs = now.saturating_since(sending.since).as_secs_f64();
-        let beside = ((self.load - sending.load) / secs).max(1.0);
-        (secs > 0.0).then(|| f64::from(sending.bytes) / secs * beside)
+        #[expect(clippy::cast_precision_loss, reason = "bytes sent in the time of a piece")]
+        let carried = self.ended_bytes.saturating_sub(sending.ended_bytes) as f64;
+        (secs > 0.0).then(|| carried / secs)
     }
 
     /// Those that began less than `time` ago.

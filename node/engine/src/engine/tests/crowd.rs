@@ -79,8 +79,8 @@ fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
     assert_eq!(world.told[&peer(1)][2..], [BTreeSet::from([2, 3])], "both at once, and not never");
 }
 
-/// How many of two that it turned away a seeder asks once a piece was sent in so many milliseconds.
-fn invited_after(millis: u16, bytes: bool) -> usize {
+/// A seeder that turned two of three away and has sent a piece to the first, in so many milliseconds.
+fn seeder_with_a_crowd(millis: u16, bytes: bool) -> World {
     let config = EngineConfig {
         peers_per_swarm_max: 1,
         peers_per_swarm_inbound_max: 1,
@@ -101,7 +101,43 @@ fn invited_after(millis: u16, bytes: bool) -> usize {
     for op in [Op::Request(0, 0), Op::Wait(millis), Op::Sent(bytes)] {
         world.apply(op);
     }
-    world.channels.len() - 1
+    world
+}
+
+/// How many of two that it turned away a seeder asks once a piece was sent in so many milliseconds.
+fn invited_after(millis: u16, bytes: bool) -> usize {
+    seeder_with_a_crowd(millis, bytes).channels.len() - 1
+}
+
+#[test]
+fn what_one_of_a_crowd_has_from_elsewhere_is_not_given_again() {
+    let config = EngineConfig::default();
+    let sent = |held: u16, patience: Duration| {
+        let mut world = seeder_with_a_crowd(90, true);
+        world.sending.clear();
+        for op in
+            [Op::Join(1, false, false), Op::Join(2, false, false), Op::Bitfield(1, held), Op::Bitfield(2, 0)]
+        {
+            world.apply(op);
+        }
+        world.apply(Op::Request(2, 5));
+        world.wait(patience);
+        world.apply(Op::Request(2, 5));
+        world.sending.iter().any(|(to, piece)| (*to, piece.get()) == (peer(2), 5))
+    };
+    assert!(sent(0, Duration::ZERO), "nobody has it");
+    assert!(!sent(1 << 5, Duration::ZERO), "one of them has it, who passes it on");
+    assert!(sent(1 << 5, config.spread_patience * 2), "but does not, it seems");
+    // With few peers every source gives what it is asked for.
+    let mut world = World::new(config, 1);
+    (world.stored, world.finished) = ((0..PIECES).collect(), true);
+    for op in [Op::Connect(1), Op::Join(1, false, false), Op::Opened(2, 1), Op::Bitfield(1, 1 << 5)] {
+        world.apply(op);
+    }
+    for op in [Op::Connect(2), Op::Join(2, false, false), Op::Bitfield(2, 0), Op::Request(2, 5)] {
+        world.apply(op);
+    }
+    assert_eq!(world.sending.len(), 1);
 }
 
 #[test]
