@@ -15,6 +15,10 @@ use crate::uploads::{Job, PROGRESS_STEPS};
 const PASSING_ON_FACTOR: u32 = 2;
 /// A second copy is never refused for longer.
 const SPREAD_PATIENCE_MAX: Duration = Duration::from_secs(20);
+/// The same for a piece that somebody says he has: it did not come from here.
+const HELD_PATIENCE_MAX: Duration = Duration::from_secs(2);
+/// So many of a crowd who say that they have a piece are enough, however long it takes them.
+const HELD_MANY: u16 = 2;
 /// Shortest time after which somebody is told to ask again, in milliseconds.
 const AGAIN_MILLIS_MIN: u32 = 2;
 /// Longest time after which somebody is told to ask again, in milliseconds.
@@ -90,24 +94,43 @@ impl Engine {
         (*zone != self.zone && free).then(|| zone.clone())
     }
 
-    /// What one of a crowd has from another source counts as given to it: it passes the piece on as if it were from here, and
-    /// several sources of one blob give the crowd a copy between them and not one each.
+    /// What one of a crowd has from another source counts as given to it while there are pieces that nobody has: several sources of
+    /// one blob give the crowd a copy between them and not one each. Whoever has it gets its time to pass it on once.
     fn note_held(&mut self, digest: Digest, asker: &PeerId, number: u32) {
         let (now, crowd) = (self.now, self.config.peers_per_swarm_inbound_max);
-        let Some(swarm) = self.swarms.get_mut(&digest).filter(|swarm| swarm.members.len() > crowd) else {
+        let members = self.swarms.get(&digest).map_or(0, |swarm| swarm.members.len());
+        let patience = self.patience(members).min(HELD_PATIENCE_MAX);
+        let Some(swarm) = self.swarms.get_mut(&digest).filter(|_| members > crowd) else {
             return;
         };
         let Some(blob) = &mut swarm.blob else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
-        let new = blob.complete && !blob.given.contains_key(&number) && !blob.given_before.contains(piece);
-        if !new || blob.picker.availability(number) == 0 {
-            return;
+        if let Some(given) = blob.given.get(&number) {
+            if !given.held || now.saturating_since(given.since) < patience {
+                return;
+            }
+            blob.given.remove(&number);
+            if blob.picker.availability(number) < HELD_MANY {
+                // It was not passed on, it seems: whoever asks now is given it.
+                return;
+            }
         }
         let near = |peer: &PeerId| swarm.members.get(peer).filter(|member| member.same_zone);
-        let mut others = swarm.members.keys().filter(|peer| *peer != asker);
-        let to = others.find(|peer| near(peer).is_some_and(|m| m.is_leecher() && holds(Some(m), piece)));
-        if let (Some(to), true) = (to.copied(), near(asker).is_some()) {
-            blob.given.insert(number, Given { to, since: now, sent: Some(now) });
+        if !blob.complete
+            || blob.given_before.contains(piece)
+            || blob.picker.availability(number) == 0
+            || near(asker).is_none()
+        {
+            return;
+        }
+        let holds = |peer: &&PeerId| {
+            *peer != asker
+                && near(peer).is_some_and(|member| member.is_leecher() && holds(Some(member), piece))
+        };
+        let skipped = self.random.below(swarm.members.len());
+        let to = swarm.members.keys().skip(skipped).find(holds).or_else(|| swarm.members.keys().find(holds));
+        if let Some(to) = to.copied() {
+            blob.given.insert(number, Given { to, since: now, sent: Some(now), held: true });
         }
     }
 
@@ -123,7 +146,7 @@ impl Engine {
         let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
         let before = blob.given.get(&number).map(|given| given.to);
         if before.is_none_or(|before| is_near(&peer) && !is_near(&before)) {
-            blob.given.insert(number, Given { to: peer, since: self.now, sent: None });
+            blob.given.insert(number, Given { to: peer, since: self.now, sent: None, held: false });
         }
     }
 
@@ -145,10 +168,9 @@ impl Engine {
         if is_near(&asker) && !is_near(&given.to) && given.sent.is_none() && slow() {
             return None;
         }
-        // Whoever has it passes it on to one after the other. Until it is sent there is nothing to be impatient about.
-        let members = u32::try_from(swarm.members.len()).unwrap_or(u32::MAX);
-        let passing_on = self.uploads.send_mean().saturating_mul(members).saturating_mul(PASSING_ON_FACTOR);
-        let patience = self.config.spread_patience.max(passing_on).min(SPREAD_PATIENCE_MAX);
+        // Until it is sent there is nothing to be impatient about.
+        let most = if given.held { HELD_PATIENCE_MAX } else { SPREAD_PATIENCE_MAX };
+        let patience = self.patience(swarm.members.len()).min(most);
         if given.sent.is_some_and(|sent| self.now.saturating_since(sent) >= patience) {
             return None;
         }
@@ -157,6 +179,13 @@ impl Engine {
             let zone = self.peers.get(&given.to)?.zone.clone();
             Some(PeerHint { peer: given.to, zone, endpoints: Vec::new(), complete: false })
         })
+    }
+
+    /// How long whoever has a piece may take to pass it on: to one member after the other.
+    fn patience(&self, members: usize) -> Duration {
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        let passing_on = self.uploads.send_mean().saturating_mul(members).saturating_mul(PASSING_ON_FACTOR);
+        self.config.spread_patience.max(passing_on)
     }
 
     pub(super) fn cancelled(&mut self, digest: Digest, peer: PeerId, number: u32) {

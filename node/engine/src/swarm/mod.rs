@@ -40,6 +40,8 @@ pub(crate) struct Given {
     pub(crate) since: Timestamp,
     /// When its last byte was sent; `None` while it waits or is on its way.
     pub(crate) sent: Option<Timestamp>,
+    /// It was not sent from here: the peer says that it has it.
+    pub(crate) held: bool,
 }
 
 /// A blob whose metainfo is known.

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use shoal_types::Timestamp;
 
+/// How much more of the wire the sends beside one may have had than it.
+const UNEVEN_MAX: f64 = 2.0;
+
 /// A send under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sending {
     pub(super) since: Timestamp,
     bytes: u32,
+    /// [`Active::load`] when it began.
+    load: f64,
     /// [`Active::ended_bytes`] when it began.
     ended_bytes: u64,
 }
@@ -27,12 +32,22 @@ pub(super) struct Active {
     /// In order of time.
     begun: VecDeque<(Timestamp, Begun)>,
     pub(super) count: usize,
+    /// Seconds that all sends have taken so far, those that were beside each other counted each.
+    load: f64,
+    at: Timestamp,
     /// Bytes of all sends that were carried whole.
     ended_bytes: u64,
 }
 
 impl Active {
+    fn advance(&mut self, now: Timestamp) {
+        let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
+        self.load += count * now.saturating_since(self.at).as_secs_f64();
+        self.at = now;
+    }
+
     pub(super) fn begin(&mut self, now: Timestamp, bytes: u32) -> Sending {
+        self.advance(now);
         if self.begun.back().is_none_or(|(last, _)| *last < now) {
             self.begun.push_back((now, Begun::default()));
         }
@@ -41,13 +56,14 @@ impl Active {
             beside.bytes = beside.bytes.saturating_add(bytes.into());
         }
         self.count = self.count.saturating_add(1);
-        Sending { since: now, bytes, ended_bytes: self.ended_bytes }
+        Sending { since: now, bytes, load: self.load, ended_bytes: self.ended_bytes }
     }
 
-    /// Returns what the wire carried while the send was under way, in bytes per second: the sends that ended meanwhile. That
-    /// those beside it had as much of the wire as this one would be a guess, and too high for one that was lucky. `None` when it
-    /// was given up, or took no time that could be measured.
+    /// Returns what the wire carried while the send was under way, in bytes per second: what was sent of the sends that ended meanwhile,
+    /// but no more than if those beside it had twice as much of the wire as this one: of a short one beside long ones, which began
+    /// long before, the former says next to nothing. `None` when it was given up, or took no time that could be measured.
     pub(super) fn end(&mut self, now: Timestamp, sending: &Sending, whole: bool) -> Option<f64> {
+        self.advance(now);
         let place = self.begun.binary_search_by_key(&sending.since, |(since, _)| *since);
         if let Ok(place) = place
             && let Some((_, beside)) = self.begun.get_mut(place)
@@ -65,8 +81,9 @@ impl Active {
         self.ended_bytes = self.ended_bytes.saturating_add(sending.bytes.into());
         let secs = now.saturating_since(sending.since).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "bytes sent in the time of a piece")]
-        let carried = self.ended_bytes.saturating_sub(sending.ended_bytes) as f64;
-        (secs > 0.0).then(|| carried / secs)
+        let ended = self.ended_bytes.saturating_sub(sending.ended_bytes) as f64;
+        let beside = ((self.load - sending.load) / secs).max(1.0);
+        (secs > 0.0).then(|| ended.min(f64::from(sending.bytes) * beside * UNEVEN_MAX) / secs)
     }
 
     /// Those that began less than `time` ago.
