@@ -1,5 +1,6 @@
 //! Faults first, then peace: whatever happened, every node that is up must end with the whole blob.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::io::{ReaderId, ReaderWant};
@@ -88,7 +89,7 @@ fn build(seed: u64) -> Run {
     let mut config = FleetConfig { network, lookup, connect_timeout, ..FleetConfig::default() };
     if seed.is_multiple_of(5) {
         // Room for four pieces: downloads wait for each other.
-        config.engine.buffer_bytes_max = 1 << 20;
+        Arc::make_mut(&mut config.engine).buffer_bytes_max = 1 << 20;
     }
     let mut fleet = Fleet::new(config, seed);
     let size = 1 + fleet.draw(24 << 20);

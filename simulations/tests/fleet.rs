@@ -1,5 +1,6 @@
 //! Many engines in one process: what must hold whatever the network does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::io::{ReadError, ReaderWant};
@@ -339,7 +340,7 @@ fn blobs_from_one_peer_come_side_by_side() {
 #[test]
 fn downloads_that_share_a_small_buffer_all_end() {
     let mut config = FleetConfig::default();
-    config.engine.buffer_bytes_max = MIB;
+    Arc::make_mut(&mut config.engine).buffer_bytes_max = MIB;
     let mut fleet = Fleet::new(config, 15);
     let node = fleet.add(NodeSpec::default());
     for number in 0..8 {

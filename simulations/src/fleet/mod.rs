@@ -14,6 +14,7 @@ mod shard;
 mod wire;
 mod world;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand_core::{Rng as _, SeedableRng as _};
@@ -52,7 +53,7 @@ const PARALLEL_EVENTS_MIN: u64 = 64;
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
     /// The engines' configuration.
-    pub engine: EngineConfig,
+    pub engine: Arc<EngineConfig>,
     /// The network.
     pub network: NetworkConfig,
     /// Discovery.
@@ -72,7 +73,7 @@ pub struct FleetConfig {
 impl Default for FleetConfig {
     fn default() -> Self {
         Self {
-            engine: EngineConfig::default(),
+            engine: Arc::default(),
             network: NetworkConfig::default(),
             lookup: LookupConfig::default(),
             connect_timeout: Duration::from_secs(10),
@@ -189,7 +190,7 @@ impl Fleet {
     }
 
     fn engine(&self, id: u32, spec: &NodeSpec) -> Engine {
-        let (config, zone) = (self.world.engine.clone(), spec.zone.clone());
+        let (config, zone) = (self.world.config.engine.clone(), spec.zone.clone());
         let peer = self.world.fact(id).peer;
         Engine::new(config, peer, zone, self.random_of(id), self.now()).with_roles(spec.roles())
     }

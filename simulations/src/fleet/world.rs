@@ -1,9 +1,7 @@
 //! What every node may look at while all of them run: it changes only between two steps.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use shoal_engine::EngineConfig;
 use shoal_engine::message::PeerHint;
 use shoal_types::{Digest, Endpoint, PeerId, Roles, Zone, rendezvous};
 
@@ -38,8 +36,6 @@ pub(crate) struct Fact {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) config: FleetConfig,
-    /// That of the engines, which all of them look at.
-    pub(crate) engine: Arc<EngineConfig>,
     seed: u64,
     pub(crate) facts: Vec<Fact>,
     pub(crate) origins: Vec<u32>,
@@ -54,7 +50,6 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: FleetConfig, seed: u64) -> Self {
         Self {
-            engine: Arc::new(config.engine.clone()),
             config,
             seed,
             facts: Vec::new(),

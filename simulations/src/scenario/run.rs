@@ -1,5 +1,6 @@
 //! A scenario in virtual time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::EngineConfig;
@@ -444,7 +445,7 @@ impl Scenario {
                 dht_stale: self.lookup.stale.unwrap_or(lookup.dht_stale),
                 ..lookup
             },
-            engine: EngineConfig {
+            engine: Arc::new(EngineConfig {
                 peers_per_swarm_max: self.engine.peers_per_swarm_max.unwrap_or(engine.peers_per_swarm_max),
                 upload_slots: self.engine.upload_slots.unwrap_or(engine.upload_slots),
                 upload_slots_max: self.engine.upload_slots_max.unwrap_or(engine.upload_slots_max),
@@ -453,7 +454,7 @@ impl Scenario {
                 rate_in_bytes_per_sec: self.engine.rate_in.map(|rate| rate.0),
                 rate_out_bytes_per_sec: self.engine.rate_out.map(|rate| rate.0),
                 ..engine
-            },
+            }),
             ..fleet
         })
     }
