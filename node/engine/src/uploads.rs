@@ -65,7 +65,7 @@ struct Queue {
     served_bytes: u64,
 }
 
-/// What is to be known of a peer for whom something waits, to choose among them.
+/// What decides who of those for whom something waits is served next: kept beside the peers, because all are looked at for each send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Next {
     same_zone: bool,
@@ -82,7 +82,7 @@ pub(crate) struct Uploads {
     queues: Map<PeerId, Queue>,
     /// Peers for whom something waits.
     ready: Map<PeerId, Next>,
-    /// Those of them whose next piece opens a zone.
+    /// How many of them have a next piece that opens a zone.
     opening: usize,
     waiting: usize,
     active: Active,
@@ -543,6 +543,21 @@ mod tests {
         uploads.next(&config, at(40), |_| true).unwrap();
         assert!(uploads.sent(at(41), &to, job.digest, job.piece, false));
         assert_eq!(uploads.wire_rate.map(f64::round), Some(100_000.0));
+    }
+
+    #[test]
+    fn a_short_send_beside_a_long_one_says_little_of_the_wire() {
+        let config = EngineConfig { upload_queue_min: 1000, ..EngineConfig::default() };
+        let mut uploads = Uploads { one_zone: true, ..Uploads::default() };
+        assert!(uploads.push(&config, peer(1), true, Job { bytes: 1_000_000, ..job(1) }));
+        assert!(uploads.push(&config, peer(2), true, Job { bytes: 10, ..job(2) }));
+        let (long, a) = uploads.next(&config, at(0), |_| true).unwrap();
+        let (short, b) = uploads.next(&config, at(999), |_| true).unwrap();
+        assert_eq!((long, short), (peer(1), peer(2)));
+        assert!(uploads.sent(at(1000), &long, a.digest, a.piece, true));
+        assert_eq!(uploads.wire_rate.map(f64::round), Some(1_000_000.0));
+        assert!(uploads.sent(at(1000), &short, b.digest, b.piece, true));
+        assert!(uploads.wire_rate.unwrap() < 1_000_001.0, "the long one was sent before it began");
     }
 
     #[test]

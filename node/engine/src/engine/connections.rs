@@ -99,6 +99,8 @@ impl Engine {
     }
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
+        // Whatever is filled meanwhile does not count on it.
+        self.window_changed(peer);
         let Some(gone) = self.peers.swap_remove(&peer) else { return };
         self.note_zones();
         self.uploads.remove(self.now, &peer);

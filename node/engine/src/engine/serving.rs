@@ -46,8 +46,9 @@ impl Engine {
             .as_ref()
             .map_or(0, |pieces| u64::from(pieces.count()).saturating_mul(PROGRESS_STEPS.into()));
         let progress = u8::try_from(steps.checked_div(count.into()).unwrap_or(0)).unwrap_or(PROGRESS_STEPS);
-        let first_copy =
-            blob.complete && !blob.given.contains_key(&number) && !blob.given_before.contains(piece);
+        let first_copy = blob.complete
+            && blob.given.get(&number).is_none_or(|given| given.held)
+            && !blob.given_before.contains(piece);
         let same_zone = member.same_zone;
         let opened = self.opens_zone(swarm, blob, &peer, number);
         let importer = !same_zone && self.roles_of(&peer).contains(Role::Origin);
@@ -94,31 +95,28 @@ impl Engine {
         (*zone != self.zone && free).then(|| zone.clone())
     }
 
-    /// What one of a crowd has from another source counts as given to it while there are pieces that nobody has: several sources of
-    /// one blob give the crowd a copy between them and not one each. Whoever has it gets its time to pass it on once.
+    /// What one of a crowd has from another source counts as given to it: several sources of one blob give the crowd a copy
+    /// between them and not one each. Whoever has it gets its time to pass it on, once; where several have it by then, another one
+    /// gets his.
     fn note_held(&mut self, digest: Digest, asker: &PeerId, number: u32) {
-        let (now, crowd) = (self.now, self.config.peers_per_swarm_inbound_max);
-        let members = self.swarms.get(&digest).map_or(0, |swarm| swarm.members.len());
-        let patience = self.patience(members).min(HELD_PATIENCE_MAX);
-        let Some(swarm) = self.swarms.get_mut(&digest).filter(|_| members > crowd) else {
+        let now = self.now;
+        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let members = swarm.members.len();
+        if !swarm.is_complete() || members <= self.config.peers_per_swarm_inbound_max {
             return;
-        };
+        }
+        let patience = self.patience(members, true);
+        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
-        if let Some(given) = blob.given.get(&number) {
-            if !given.held || now.saturating_since(given.since) < patience {
-                return;
-            }
-            blob.given.remove(&number);
-            if blob.picker.availability(number) < HELD_MANY {
-                // It was not passed on, it seems: whoever asks now is given it.
-                return;
-            }
-        }
+        let enough = match blob.given.get(&number) {
+            Some(given) if !given.held || now.saturating_since(given.since) < patience => return,
+            Some(_) => HELD_MANY,
+            None => 1,
+        };
         let near = |peer: &PeerId| swarm.members.get(peer).filter(|member| member.same_zone);
-        if !blob.complete
-            || blob.given_before.contains(piece)
-            || blob.picker.availability(number) == 0
+        if blob.given_before.contains(piece)
+            || blob.picker.availability(number) < enough
             || near(asker).is_none()
         {
             return;
@@ -127,7 +125,7 @@ impl Engine {
             *peer != asker
                 && near(peer).is_some_and(|member| member.is_leecher() && holds(Some(member), piece))
         };
-        let skipped = self.random.below(swarm.members.len());
+        let skipped = self.random.below(members);
         let to = swarm.members.keys().skip(skipped).find(holds).or_else(|| swarm.members.keys().find(holds));
         if let Some(to) = to.copied() {
             blob.given.insert(number, Given { to, since: now, sent: Some(now), held: true });
@@ -135,7 +133,7 @@ impl Engine {
     }
 
     /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of
-    /// the own zone takes the place of who is not: the zone waits for its own.
+    /// the own zone takes the place of who is not, for the zone waits for its own, and of who had it from elsewhere.
     fn note_given(&mut self, digest: Digest, peer: PeerId, piece: PieceIndex) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         let Some(blob) = &mut swarm.blob else { return };
@@ -144,8 +142,8 @@ impl Engine {
             return;
         }
         let is_near = |peer: &PeerId| swarm.members.get(peer).is_some_and(|member| member.same_zone);
-        let before = blob.given.get(&number).map(|given| given.to);
-        if before.is_none_or(|before| is_near(&peer) && !is_near(&before)) {
+        let before = blob.given.get(&number);
+        if before.is_none_or(|before| before.held || is_near(&peer) && !is_near(&before.to)) {
             blob.given.insert(number, Given { to: peer, since: self.now, sent: None, held: false });
         }
     }
@@ -169,8 +167,7 @@ impl Engine {
             return None;
         }
         // Until it is sent there is nothing to be impatient about.
-        let most = if given.held { HELD_PATIENCE_MAX } else { SPREAD_PATIENCE_MAX };
-        let patience = self.patience(swarm.members.len()).min(most);
+        let patience = self.patience(swarm.members.len(), given.held);
         if given.sent.is_some_and(|sent| self.now.saturating_since(sent) >= patience) {
             return None;
         }
@@ -181,11 +178,12 @@ impl Engine {
         })
     }
 
-    /// How long whoever has a piece may take to pass it on: to one member after the other.
-    fn patience(&self, members: usize) -> Duration {
+    /// How long whoever has a piece may take to pass it on: to one member after the other. `held` says that it did not come from here.
+    fn patience(&self, members: usize, held: bool) -> Duration {
+        let most = if held { HELD_PATIENCE_MAX } else { SPREAD_PATIENCE_MAX };
         let members = u32::try_from(members).unwrap_or(u32::MAX);
         let passing_on = self.uploads.send_mean().saturating_mul(members).saturating_mul(PASSING_ON_FACTOR);
-        self.config.spread_patience.max(passing_on)
+        self.config.spread_patience.max(passing_on).min(most)
     }
 
     pub(super) fn cancelled(&mut self, digest: Digest, peer: PeerId, number: u32) {

@@ -112,9 +112,12 @@ fn invited_after(millis: u16, bytes: bool) -> usize {
 #[test]
 fn what_one_of_a_crowd_has_from_elsewhere_is_not_given_again() {
     let config = EngineConfig::default();
-    let sent = |held: u16, patience: Duration| {
+    let served = |held: u16, both: bool, patience: Duration| {
         let mut world = seeder_with_a_crowd(90, true);
         world.sending.clear();
+        if both {
+            world.apply(Op::Have(0, 5, 1));
+        }
         for op in
             [Op::Join(1, false, false), Op::Join(2, false, false), Op::Bitfield(1, held), Op::Bitfield(2, 0)]
         {
@@ -125,9 +128,13 @@ fn what_one_of_a_crowd_has_from_elsewhere_is_not_given_again() {
         world.apply(Op::Request(2, 5));
         world.sending.iter().any(|(to, piece)| (*to, piece.get()) == (peer(2), 5))
     };
+    let sent = |held, patience| served(held, false, patience);
     assert!(sent(0, Duration::ZERO), "nobody has it");
+    assert!(!served(1 << 5, true, Duration::from_secs(3)), "two have it, and one of them will");
     assert!(!sent(1 << 5, Duration::ZERO), "one of them has it, who passes it on");
-    assert!(sent(1 << 5, config.spread_patience * 2), "but does not, it seems");
+    let passing_on = Duration::from_millis(90) * 3 * 2;
+    assert!(!sent(1 << 5, passing_on - Duration::from_millis(1)), "to one after the other");
+    assert!(sent(1 << 5, passing_on), "but does not, it seems");
     // With few peers every source gives what it is asked for.
     let mut world = World::new(config, 1);
     (world.stored, world.finished) = ((0..PIECES).collect(), true);
