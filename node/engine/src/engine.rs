@@ -1,5 +1,6 @@
 //! The engine: one owner of every swarm, peer and budget of a process.
 
+mod asking;
 mod connections;
 mod downloads;
 pub mod inspect;

@@ -1,22 +1,18 @@
-//! Asking for pieces and taking them in.
+//! What becomes of requests: pieces that come, refusals, withdrawals.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Zone};
+use shoal_types::{Digest, PeerId, PieceIndex};
 
 use super::Engine;
 use super::connections::TICK_MIN;
-use super::picking::Picked;
-use crate::flow::Flow;
 use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
 use crate::message::{Channel, Message, PeerHint};
+use crate::swarm::Pending;
 use crate::swarm::member::{Member, Outstanding, Refusal};
-use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
 
-/// How often pieces held back for somebody else are looked at again.
-const HELD_BACK_TICK: Duration = Duration::from_millis(50);
 /// Refusals remembered a peer; more come from a peer that has nothing to give, and it is asked less then.
 const REFUSALS_MAX: usize = 1024;
 /// Refusals in a row after which a peer is left alone for a while.
@@ -36,184 +32,6 @@ const BACKEND_FAILURES_MAX: u32 = 3;
 const BACKEND_PAUSE: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// Asks for as much as is allowed, one piece a peer in turn, so that the first pieces come from everybody.
-    pub(super) fn fill_swarm(&mut self, digest: Digest) {
-        if !self.may_fill(digest) {
-            return;
-        }
-        let Some(swarm) = self.swarms.get(&digest) else { return };
-        let piece_bytes = swarm.blob.as_ref().map_or(0, |blob| blob.layout.piece_bytes());
-        let has_room = |peer: &PeerId| {
-            self.peers.get(peer).is_some_and(|known| known.flow.has_room(&self.config, piece_bytes))
-        };
-        let interesting =
-            || swarm.members.iter().filter(|(_, member)| member.interesting > 0 && member.is_joined());
-        let mut order: Vec<(bool, bool, PeerId)> = interesting()
-            .filter(|(_, member)| member.full_until <= self.now)
-            .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
-            .collect();
-        // Whatever woke the swarm before that time has used its timer up.
-        let full = interesting().filter(|(_, member)| member.full_until > self.now);
-        let again = full.filter(|(peer, _)| has_room(peer)).map(|(_, member)| member.full_until).min();
-        self.random.shuffle(&mut order);
-        // A lone seeder first, while it has what nobody else has.
-        let lone = swarm.lone_seeder();
-        order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder != lone));
-        if let Some(at) = again {
-            self.timers.set_earlier(Timer::Fill(digest), at);
-        }
-        // What waits for room in the buffer gets none from the next peer either.
-        self.hungry.remove(&digest);
-        while !order.is_empty() {
-            order
-                .retain(|(_, _, peer)| !self.hungry.contains_key(&digest) && self.request_one(digest, *peer));
-        }
-        self.fetch_from_backend(digest);
-        self.check_starved(digest);
-    }
-
-    /// A download is over: the others have its part of what may be in flight.
-    pub(super) fn fill_fetching(&mut self) {
-        let fetching = self.swarms.values().filter(|swarm| swarm.is_fetching());
-        let fetching: Vec<Digest> = fetching.map(|swarm| swarm.digest).collect();
-        fetching.into_iter().for_each(|digest| self.fill_swarm(digest));
-    }
-
-    /// Asks one peer for as much as is allowed.
-    pub(super) fn fill_member(&mut self, digest: Digest, peer: PeerId) {
-        if !self.may_fill(digest) {
-            return;
-        }
-        while self.request_one(digest, peer) {}
-        self.check_starved(digest);
-    }
-
-    /// Whether a swarm is to ask for anything now.
-    fn may_fill(&self, digest: Digest) -> bool {
-        self.swarms
-            .get(&digest)
-            .is_some_and(|swarm| !swarm.opening && swarm.wants_payload(self.now, self.config.linger))
-    }
-
-    fn request_one(&mut self, digest: Digest, peer: PeerId) -> bool {
-        let Some(swarm) = self.swarms.get(&digest) else { return false };
-        let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return false };
-        let Some(known) = self.peers.get(&peer) else { return false };
-        let piece_bytes = blob.layout.piece_bytes();
-        if known.dropped
-            || member.interesting == 0
-            || !member.is_joined()
-            || !known.flow.has_room(&self.config, piece_bytes)
-            || !member.same_zone && !self.link_has_room(&known.zone, piece_bytes)
-        {
-            return false;
-        }
-        if member.full_until > self.now {
-            // Whatever woke the swarm before that time has used its timer up.
-            self.timers.set_earlier(Timer::Fill(digest), member.full_until);
-            return false;
-        }
-        if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
-            self.hungry.insert(digest, piece_bytes);
-            return false;
-        }
-        let lone_seeder = swarm.lone_seeder();
-        if member.same_zone && !(lone_seeder && member.is_complete()) {
-            let in_flight = swarm.in_flight(lone_seeder);
-            if !self.may_be_in_flight(swarm, in_flight) {
-                return false;
-            }
-        }
-        let same_zone = member.same_zone;
-        let picked = self.pick(swarm, blob, &peer, member);
-        let number = match picked {
-            Picked::Piece(number) | Picked::Stolen(number) => number,
-            Picked::HeldBack => {
-                self.timers.set_earlier(Timer::Fill(digest), self.now + HELD_BACK_TICK);
-                return false;
-            }
-            Picked::Nothing => return false,
-        };
-        let link = if same_zone { None } else { self.zone_rate_in.wait(self.now) };
-        if let Some(later) = self.rate_in.wait(self.now).max(link) {
-            self.timers.set_earlier(Timer::Fill(digest), later.max(self.now + TICK_MIN));
-            return false;
-        }
-        if matches!(picked, Picked::Stolen(_)) {
-            self.withdraw_others(digest, number, None);
-        }
-        self.request(digest, peer, number, same_zone);
-        true
-    }
-
-    fn request(&mut self, digest: Digest, peer: PeerId, number: u32, same_zone: bool) {
-        let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else { return };
-        let (Some(piece), Some(to)) = (blob.layout.piece(number), member.their_channel) else { return };
-        let Some(known) = self.peers.get_mut(&peer) else { return };
-        let bytes = blob.layout.len_of(piece);
-        blob.picker.unwant(number);
-        match blob.pending.get_mut(number) {
-            Some(Pending::Requested(asked)) => asked.push(peer),
-            Some(Pending::Verifying { .. } | Pending::Backend { .. }) => return,
-            None => drop(blob.pending.insert(number, Pending::Requested(vec![peer]))),
-        }
-        let link = (!same_zone).then(|| known.zone.clone());
-        if let Some(zone) = &link {
-            let fresh = || Flow::new(&self.config, now).over_link();
-            self.links.entry(zone.clone()).or_insert_with(fresh).requested(now, bytes);
-        }
-        let channel = member.our_channel;
-        let fetching = swarm.is_fetching();
-        swarm.asked(&peer, number, Outstanding { at: now, bytes, arrived_bytes: 0, link });
-        self.fetching = self.fetching.saturating_add(usize::from(swarm.is_fetching() && !fetching));
-        known.flow.requested(now, bytes);
-        self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
-        self.rate_in.take(bytes);
-        if !same_zone {
-            self.zone_rate_in.take(bytes);
-        }
-        self.out.push(Effect::Expect { peer, channel, digest, piece, bytes });
-        self.out.send(peer, Message::Request { to, piece: number });
-        self.arm_stall(peer);
-    }
-
-    /// Whether a swarm may have one more than so many requests in flight inside the zone, those at a lone seeder aside. What is asked
-    /// of all peers together beyond what they send at once waits in their queues or is refused: swarms share it.
-    fn may_be_in_flight(&self, swarm: &Swarm, in_flight: usize) -> bool {
-        debug_assert_eq!(self.fetching, self.swarms.values().filter(|swarm| swarm.is_fetching()).count());
-        let in_flight = u32::try_from(in_flight).unwrap_or(u32::MAX);
-        let sharing = self.fetching.saturating_add(usize::from(!swarm.is_fetching()));
-        let sharing = u32::try_from(sharing).unwrap_or(u32::MAX);
-        // A pipeline as long as a new peer's comes with each.
-        let more = self.config.pipeline_pieces_start.saturating_mul(sharing.saturating_sub(1));
-        let spread = self.config.pipeline_pieces_spread.saturating_add(more);
-        let share = spread.checked_div(sharing).unwrap_or_default();
-        // Windows are looked at only where they matter.
-        let Some(beyond) = in_flight.checked_sub(share) else { return true };
-        let longest = || {
-            let window = |peer| self.peers.get(peer).map_or(0, |known| known.flow.window);
-            swarm.members.keys().map(window).max().unwrap_or(0)
-        };
-        let window_max = swarm.window_max.get().unwrap_or_else(longest);
-        debug_assert_eq!(window_max, longest());
-        swarm.window_max.set(Some(window_max));
-        window_max > beyond
-    }
-
-    /// The window of a peer has changed.
-    pub(super) fn window_changed(&self, peer: PeerId) {
-        let Some(known) = self.peers.get(&peer) else { return };
-        for swarm in known.channels.values().filter_map(|digest| self.swarms.get(digest)) {
-            swarm.window_max.set(None);
-        }
-    }
-
-    fn link_has_room(&self, zone: &Zone, bytes: u32) -> bool {
-        self.links.get(zone).is_none_or(|link| link.has_room(&self.config, bytes))
-    }
-
     /// A request that was taken out of its member ends without payload. The piece is wanted again unless somebody
     /// else was asked for it too.
     pub(super) fn request_ended(
@@ -274,7 +92,7 @@ impl Engine {
     }
 
     /// Takes a request back from every peer asked for a piece but `keep`.
-    fn withdraw_others(&mut self, digest: Digest, number: u32, keep: Option<PeerId>) {
+    pub(super) fn withdraw_others(&mut self, digest: Digest, number: u32, keep: Option<PeerId>) {
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let asked: Vec<PeerId> = swarm
             .members
