@@ -114,27 +114,6 @@ impl Bitfield {
         })
     }
 
-    /// The pieces in `self` that `other`, a set of the same layout, lacks, in order. Costs a step a 64 pieces and one
-    /// a piece found.
-    pub fn iter_beyond<'a>(
-        &'a self,
-        other: &'a Self,
-        layout: &'a PieceLayout,
-    ) -> impl Iterator<Item = PieceIndex> + 'a {
-        self.words.iter().zip(&other.words).zip(0u32..).flat_map(move |((own, theirs), number)| {
-            let mut left = own & !theirs;
-            std::iter::from_fn(move || {
-                if left == 0 {
-                    return None;
-                }
-                let bit = left.trailing_zeros();
-                left &= left - 1;
-                Some(number * WORD_BITS + bit)
-            })
-            .filter_map(|number| layout.piece(number))
-        })
-    }
-
     /// The pieces not in the set, in order.
     pub fn iter_missing<'a>(&'a self, layout: &'a PieceLayout) -> impl Iterator<Item = PieceIndex> + 'a {
         layout.pieces().filter(|piece| !self.contains(*piece))
@@ -198,8 +177,6 @@ mod tests {
             prop_assert_eq!(Bitfield::full(count).count_beyond(&field), count - field.count());
             prop_assert_eq!(field.is_full(), model.len() == count as usize);
             let full = Bitfield::full(count);
-            prop_assert!(full.iter_beyond(&field, &layout).eq(field.iter_missing(&layout)));
-            prop_assert_eq!(field.iter_beyond(&full, &layout).count(), 0);
             field.union_with(&Bitfield::full(count));
             prop_assert!(field.is_full());
         }
