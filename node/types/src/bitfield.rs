@@ -176,7 +176,6 @@ mod tests {
             prop_assert_eq!(Bitfield::from_bytes(count, &field.to_bytes()), Some(field.clone()));
             prop_assert_eq!(Bitfield::full(count).count_beyond(&field), count - field.count());
             prop_assert_eq!(field.is_full(), model.len() == count as usize);
-            let full = Bitfield::full(count);
             field.union_with(&Bitfield::full(count));
             prop_assert!(field.is_full());
         }
