@@ -75,6 +75,11 @@ impl Engine {
         {
             return Picked::Piece(number);
         }
+        if let Some(number) =
+            self.unseen_of_share(swarm, blob, peer, member, |n| has(n) && allowed(n, wait, since))
+        {
+            return Picked::Piece(number);
+        }
         let first = blob
             .picker
             .wanted_of(pieces, self.ahead(swarm, blob, member))
@@ -108,6 +113,37 @@ impl Engine {
             self.config.reader_window_bytes.checked_div(blob.layout.piece_bytes().into()).unwrap_or(0);
         let pieces = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
         blob.front..blob.front.saturating_add(pieces)
+    }
+
+    /// Of what no member but seeders is known to have, a piece that `peer`, one of several owners, is to give. Owners give the same
+    /// pieces to different parts of a crowd otherwise, for it takes a while until what one gave is seen by those who ask another.
+    fn unseen_of_share(
+        &self,
+        swarm: &Swarm,
+        blob: &Blob,
+        peer: &PeerId,
+        member: &Member,
+        mut allowed: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
+        if !member.is_complete() || !member.same_zone || !blob.picker.has_unavailable() {
+            return None;
+        }
+        let share = swarm.share_of(peer)?;
+        let mut good =
+            |number: u32| blob.picker.availability(number) == 0 && share.has(number) && allowed(number);
+        // Those near the front first, as far as they would be asked for if this were the only owner.
+        let ahead = self.ahead(swarm, blob, member);
+        let width = ahead.len().saturating_mul(share.count());
+        let end = ahead.start.saturating_add(u32::try_from(width).unwrap_or(u32::MAX));
+        let pieces = member.pieces.as_ref()?;
+        let near = blob.picker.wanted_of(pieces, ahead.start..end.min(blob.layout.piece_count()));
+        let near = near.filter(|number| good(*number)).min_by_key(|number| self.place(*number));
+        near.or_else(|| {
+            blob.picker
+                .iter()
+                .take_while(|number| blob.picker.availability(*number) == 0)
+                .find(|number| good(*number))
+        })
     }
 
     /// The first missing pieces, as far as the digest that runs along is to be kept going: what it has not seen is hashed at

@@ -79,7 +79,11 @@ impl Engine {
             if hint.peer == self.local {
                 continue;
             }
+            let near_owner = owner && hint.zone == self.zone;
             if let Some(known) = swarm.search.candidates.get_mut(&hint.peer) {
+                if near_owner && !known.owner {
+                    swarm.search.near_owners.push(hint.peer);
+                }
                 known.owner |= owner;
                 known.heard = self.now;
                 known.hint.complete |= hint.complete;
@@ -96,6 +100,9 @@ impl Engine {
             let foreign = hint.zone != self.zone;
             swarm.search.foreign |= foreign;
             self.uploads.one_zone &= !foreign;
+            if near_owner {
+                swarm.search.near_owners.push(hint.peer);
+            }
             swarm.search.candidates.insert(hint.peer, Candidate::new(hint, owner, standing, self.now));
         }
         if owner {

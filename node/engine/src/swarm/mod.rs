@@ -4,6 +4,7 @@ pub(crate) mod member;
 pub(crate) mod picker;
 pub(crate) mod readers;
 pub(crate) mod search;
+pub(crate) mod shares;
 pub(crate) mod zones;
 
 use std::cell::Cell;
@@ -18,7 +19,8 @@ use crate::random::Random;
 use member::{Member, Outstanding};
 use picker::Picker;
 use readers::Reader;
-use search::Search;
+use search::{Candidate, Search};
+use shares::Share;
 use zones::ZoneRanks;
 
 /// What is being done about a piece.
@@ -270,6 +272,23 @@ impl Swarm {
         debug_assert_eq!(seeders, count());
         self.seeders.set(Some(seeders));
         seeders
+    }
+
+    /// The share of an owner of the own zone, beside the others there; `None` when it is not one of several that have the blob or
+    /// may have it.
+    pub(crate) fn share_of(&self, owner: &PeerId) -> Option<Share> {
+        let owners = &self.search.near_owners;
+        if owners.len() < 2 || !owners.contains(owner) {
+            return None;
+        }
+        let may_have =
+            |peer: &&PeerId| match self.members.get(*peer).and_then(|member| member.pieces.as_ref()) {
+                Some(pieces) => pieces.is_full(),
+                None => self.search.candidates.get(*peer).is_some_and(Candidate::may_have),
+            };
+        let share =
+            Share::new(&self.digest, owner, owners.iter().filter(|peer| *peer != owner).filter(may_have));
+        (share.count() > 1).then_some(share)
     }
 
     /// Whether one member alone has pieces that are wanted and nobody else has.

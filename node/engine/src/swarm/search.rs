@@ -46,6 +46,14 @@ impl Candidate {
     pub(crate) fn new(hint: PeerHint, owner: bool, standing: Standing, now: Timestamp) -> Self {
         Self { hint, owner, standing, heard: now, tried: now }
     }
+
+    /// Whether it has not been found to be gone or without the blob.
+    pub(crate) fn may_have(&self) -> bool {
+        match self.standing {
+            Standing::Fresh | Standing::Dialing | Standing::Asked | Standing::Absent(Absence::Full) => true,
+            Standing::Absent(_) | Standing::Gone => false,
+        }
+    }
 }
 
 /// Lookups and candidates of one swarm.
@@ -58,6 +66,8 @@ pub(crate) struct Search {
     pub(crate) owners: Lookup,
     pub(crate) dht: Lookup,
     pub(crate) candidates: Map<PeerId, Candidate>,
+    /// Those of them in the own zone that are owners.
+    pub(crate) near_owners: Vec<PeerId>,
     /// Peers of another zone were named.
     pub(crate) foreign: bool,
 }

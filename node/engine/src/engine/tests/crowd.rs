@@ -1,6 +1,7 @@
 //! What many peers, or few, make a download do.
 
 use super::*;
+use crate::swarm::shares::Share;
 
 /// Whether all that is asked of peer 0, with these pieces, by a download in no order lies within so many pieces of the first missing one.
 fn stays_near_the_front(bits: u16, others: &[Op], width: u32, seed: u64) -> bool {
@@ -40,6 +41,48 @@ fn peers_and_a_lone_seeder_are_asked_near_the_front() {
     assert!(!always(3, all, &[]), "a lone seeder for that of four");
     // The rarest of all of few pieces that are as rare: in their order.
     assert!(always(3, all, &far), "as before where another zone is known of");
+}
+
+/// Whether peer 0, an owner with the whole blob, is asked for its share beside peer 1 before anything else, by a download in no order.
+fn its_share_comes_first(others: &[Op], seed: u64) -> bool {
+    let config = EngineConfig { pipeline_pieces_start: 1, pipeline_pieces_max: 1, ..EngineConfig::default() };
+    let mut world = World::new(config, seed);
+    for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)] {
+        world.apply(op);
+    }
+    for op in others.iter().cloned() {
+        world.apply(op);
+    }
+    for op in [Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, u16::MAX)] {
+        world.apply(op);
+    }
+    let share = Share::new(&world.digest(), &peer(0), [&peer(1)]);
+    let mut asked = Vec::new();
+    while let Some((number, _)) = world.first_request(0) {
+        assert_eq!(world.requested[&peer(0)].len(), 1, "one after the other");
+        asked.push(share.has(number));
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    assert_eq!(asked.len(), PIECES as usize, "and then for the rest");
+    assert!((1..PIECES as usize).contains(&asked.iter().filter(|own| **own).count()));
+    asked.is_sorted_by(|a, b| a >= b)
+}
+
+#[test]
+fn owners_are_asked_for_their_shares_first() {
+    let always = |others: &[Op]| (0..20).all(|seed| its_share_comes_first(others, seed));
+    let other = [Op::Found(1, true), Op::Connect(1)];
+    let with = |more: &[Op]| [&other[..], more].concat();
+    assert!(always(&other), "the other may have it");
+    assert!(always(&with(&[Op::Absent(1, 3)])), "the other is full");
+    assert!(!always(&[]), "there is no other");
+    assert!(!always(&[Op::Found(1, false)]), "the other is no owner");
+    assert!(always(&[Op::Found(1, false), Op::Found(1, true)]), "as is known later");
+    assert!(!always(&with(&[Op::Absent(1, 0)])), "the other does not have it");
+    assert!(!always(&[Op::Found(1, true), Op::ConnectFailed(1)]), "the other is gone");
+    let without = [Op::Join(1, false, false), Op::Metainfo(1), Op::Bitfield(1, 0)];
+    assert!(!always(&with(&without)), "the other fetches it too");
 }
 
 #[test]
