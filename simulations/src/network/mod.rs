@@ -3,7 +3,8 @@
 //! A *flow* is one direction of a connection that has pieces to carry. Flows share what they cross by max-min
 //! fairness, as long-lived TCP flows of like round trips nearly do. Rates are set anew at a fixed interval;
 //! between two settings a flow that ends leaves its share unclaimed, and one that begins takes what is
-//! unclaimed on its way. Messages are small: they have a delay and no bandwidth.
+//! unclaimed on its way. What was left unused of a wire that is full is carried in the next interval: TCP's flows take it
+//! up within a round trip, here it is late and not lost. Messages are small: they have a delay and no bandwidth.
 
 mod fair;
 
@@ -24,6 +25,8 @@ const UNLIMITED: f64 = 1e12;
 const ROUNDING: f64 = 1e-3;
 /// Idle time after which TCP begins with a small window again, at least (RFC 6298's shortest timer on Linux).
 const IDLE_RESET: u64 = 200_000_000;
+/// A link is full when the flows leave no more of it than this part.
+const FULL: f64 = 0.01;
 const NANOS: f64 = 1e9;
 
 /// Rates and delays of a virtual network.
@@ -120,6 +123,15 @@ struct Pair {
     carried: f64,
 }
 
+/// What a link that was full when the rates were set has not carried since, because flows ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Idle {
+    full: bool,
+    bytes: f64,
+    /// Until when it is counted.
+    at: u64,
+}
+
 /// Links, flows and their rates.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -129,7 +141,9 @@ pub(crate) struct Network {
     pairs: BTreeMap<(u32, u32), u32>,
     pair_list: Vec<Pair>,
     capacity: Vec<f64>,
+    /// What the flows leave of each link; less than nothing never.
     unclaimed: Vec<f64>,
+    idle: Vec<Idle>,
     flows: Vec<Flow>,
     unused: Vec<FlowId>,
     active: Vec<FlowId>,
@@ -152,6 +166,7 @@ impl Network {
             pair_list: Vec::new(),
             capacity: Vec::new(),
             unclaimed: Vec::new(),
+            idle: Vec::new(),
             flows: Vec::new(),
             unused: Vec::new(),
             active: Vec::new(),
@@ -176,6 +191,7 @@ impl Network {
         let rate = rate_bytes_per_sec.map_or(UNLIMITED, |rate| rate as f64) / self.config.overhead;
         self.capacity.push(rate);
         self.unclaimed.push(rate);
+        self.idle.push(Idle::default());
         u32::try_from(self.capacity.len() - 1).unwrap_or(NOWHERE)
     }
 
@@ -286,7 +302,7 @@ impl Network {
         let offered = own.crosses.iter().map(|at| self.unclaimed[*at as usize]).fold(f64::INFINITY, f64::min);
         own.rate = offered.min(limit(own, self.tick)).max(0.0);
         let (crosses, rate) = (own.crosses, own.rate);
-        self.claim(crosses, rate);
+        self.claim(crosses, rate, now);
         if until > now {
             self.milestones(flow, now, due);
         }
@@ -303,7 +319,7 @@ impl Network {
         own.serial = own.serial.wrapping_add(1);
         own.idle_since = now;
         let (crosses, rate) = (own.crosses, std::mem::take(&mut own.rate));
-        self.claim(crosses, -rate);
+        self.claim(crosses, -rate, now);
         self.active.swap_remove(place);
         if let Some(moved) = self.active.get(place) {
             self.flows[*moved as usize].place = place as u32;
@@ -334,12 +350,20 @@ impl Network {
         self.flows[flow as usize].done.round() as u64
     }
 
-    fn claim(&mut self, crosses: [u32; 3], rate: f64) {
+    fn claim(&mut self, crosses: [u32; 3], rate: f64, now: u64) {
         let [a, b, c] = crosses;
-        self.unclaimed[a as usize] -= rate;
-        self.unclaimed[b as usize] -= rate;
-        if c != a {
-            self.unclaimed[c as usize] -= rate;
+        for link in [Some(a), Some(b), (c != a).then_some(c)].into_iter().flatten() {
+            self.count_idle(link as usize, now);
+            self.unclaimed[link as usize] -= rate;
+        }
+    }
+
+    /// Brings a link's account of what it has not carried up to `now`.
+    fn count_idle(&mut self, link: usize, now: u64) {
+        let idle = &mut self.idle[link];
+        if idle.full {
+            idle.bytes += self.unclaimed[link].max(0.0) * (now - idle.at) as f64 / NANOS;
+            idle.at = now;
         }
     }
 
@@ -387,6 +411,7 @@ impl Network {
     pub(crate) fn rebalance(&mut self, now: u64, due: &mut Vec<Milestone>) {
         self.next_tick = None;
         if self.active.is_empty() {
+            self.idle.fill(Idle::default());
             return;
         }
         for place in 0..self.active.len() {
@@ -402,8 +427,15 @@ impl Network {
                 rate: 0.0,
             });
         }
-        self.unclaimed.copy_from_slice(&self.capacity);
+        for link in 0..self.capacity.len() {
+            self.count_idle(link, now);
+            self.unclaimed[link] = self.capacity[link] + self.idle[link].bytes * NANOS / self.tick as f64;
+        }
         self.filler.fill(&mut self.unclaimed, &mut self.demands);
+        for (link, idle) in self.idle.iter_mut().enumerate() {
+            let full = self.unclaimed[link] <= self.capacity[link] * FULL;
+            *idle = Idle { full, bytes: 0.0, at: now };
+        }
         self.next_tick = Some(now + self.tick);
         for place in 0..self.active.len() {
             let id = self.active[place];
@@ -475,6 +507,30 @@ mod tests {
         let at: Vec<f64> = ended.iter().map(|(_, at)| *at as f64 / 1e6).collect();
         // 200 ms for the first, 300 ms for both, and the time until the rates are set at either change.
         assert!((198.0..206.0).contains(&at[0]) && (300.0..308.0).contains(&at[1]), "{at:?}");
+    }
+
+    #[test]
+    fn what_a_full_wire_does_not_carry_is_late_and_not_lost() {
+        for millis in [1, 5, 20] {
+            let rebalance = Duration::from_millis(millis);
+            let mut network =
+                Network::new(NetworkConfig { rebalance, overhead: 1.0, ..NetworkConfig::default() });
+            let zone = network.zone(&Zone::default());
+            let up = network.access(Some(100_000_000));
+            let (mut due, mut bytes) = (Vec::new(), 0);
+            // Each ends at another time, and what is left of the wire is then the others'.
+            for n in 0..60 {
+                let down = network.access(Some(100_000_000));
+                let flow = network.flow(0, up, down, zone, zone);
+                network.carry(flow, 0, 1_000_000 + 40_000 * n, &mut due);
+                bytes += 1_000_000 + 40_000 * n;
+            }
+            let ended = run(&mut network, due);
+            assert_eq!(ended.len(), 60);
+            let (last, least) = (ended[59].1 as f64 / 1e9, f64::from(bytes) / 1e8);
+            let late = rebalance.as_secs_f64();
+            assert!((least..least + late).contains(&last), "{millis} ms: {last} s in place of {least} s");
+        }
     }
 
     #[test]

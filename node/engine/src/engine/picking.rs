@@ -80,19 +80,14 @@ impl Engine {
         {
             return Picked::Piece(number);
         }
-        let first = blob
-            .picker
-            .wanted_of(pieces, self.ahead(swarm, blob, member))
-            .filter(|number| allowed(*number, wait, since))
-            .min_by_key(|number| (blob.picker.availability(*number), self.place(*number)));
-        if let Some(number) = first {
+        let ahead = blob.picker.wanted_of(pieces, self.ahead(swarm, blob, member));
+        let key = |number| (blob.picker.availability(number), self.place(number));
+        if let Some(number) = least(ahead, key, |number| allowed(number, wait, since)) {
             return Picked::Piece(number);
         }
         let rarest = if member.interesting < FEW_PIECES {
-            blob.picker
-                .wanted_of(pieces, 0..blob.layout.piece_count())
-                .filter(|number| allowed(*number, wait, since))
-                .min_by_key(|number| blob.picker.availability(*number))
+            let all = blob.picker.wanted_of(pieces, 0..blob.layout.piece_count());
+            least(all, |number| blob.picker.availability(number), |number| allowed(number, wait, since))
         } else {
             blob.picker.pick(|number| has(number) && allowed(number, wait, since))
         };
@@ -137,8 +132,7 @@ impl Engine {
         let end = ahead.start.saturating_add(u32::try_from(width).unwrap_or(u32::MAX));
         let pieces = member.pieces.as_ref()?;
         let near = blob.picker.wanted_of(pieces, ahead.start..end.min(blob.layout.piece_count()));
-        let near = near.filter(|number| good(*number)).min_by_key(|number| self.place(*number));
-        near.or_else(|| {
+        least(near, |number| self.place(number), &mut good).or_else(|| {
             blob.picker
                 .iter()
                 .take_while(|number| blob.picker.availability(*number) == 0)
@@ -313,6 +307,22 @@ impl Engine {
         let pieces = blob.layout.piece_count();
         blob.zone_ranks.update(&digest, local, importers, pieces);
     }
+}
+
+/// The first with the least key of those that are allowed. Whether one is is asked only where it matters, or where none is.
+fn least<K: Ord>(
+    numbers: impl Iterator<Item = u32>,
+    key: impl Fn(u32) -> K,
+    mut allowed: impl FnMut(u32) -> bool,
+) -> Option<u32> {
+    let mut best: Option<(K, u32)> = None;
+    for number in numbers {
+        let key = key(number);
+        if best.as_ref().is_none_or(|(least, _)| key < *least) && allowed(number) {
+            best = Some((key, number));
+        }
+    }
+    best.map(|(_, number)| number)
 }
 
 /// Whether somebody who is not connected is likely to take part. An origin takes part though it has no room for this process:
