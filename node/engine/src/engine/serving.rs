@@ -25,6 +25,8 @@ const AGAIN_MILLIS_MIN: u32 = 2;
 const AGAIN_MILLIS_MAX: u32 = 1000;
 /// Haves told at once at the start of a swarm, so that it does not wait for a batch.
 const EAGER_PIECES: u32 = 16;
+/// The same for other zones: each message is a packet on a link that may be narrow.
+const EAGER_PIECES_FAR: u32 = 4;
 /// Pieces at the beginning of a blob that go to other zones at once.
 const OPENING_PIECES: u32 = 2;
 
@@ -255,11 +257,12 @@ impl Engine {
         swarm.far_haves.push(number);
         let early =
             swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
-        if early || swarm.haves.len() >= self.config.have_batch_max {
+        let full = swarm.haves.len() >= self.config.have_batch_max;
+        self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
+        if early || full {
             self.flush_haves(digest);
         } else {
             self.timers.set_earlier(Timer::Haves(digest), self.now + self.config.have_delay);
-            self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
         }
     }
 
@@ -272,7 +275,7 @@ impl Engine {
             || swarm
                 .blob
                 .as_ref()
-                .is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full())
+                .is_some_and(|blob| blob.have.count() <= EAGER_PIECES_FAR || blob.have.is_full())
             || swarm.far_haves.len() >= self.config.have_batch_max;
         if over {
             self.flush_far_haves(digest);

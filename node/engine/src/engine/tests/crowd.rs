@@ -122,6 +122,26 @@ fn who_has_enough_to_ask_for_hears_of_more_a_little_later() {
     assert_eq!(world.told[&peer(1)][2..], [BTreeSet::from([2, 3])], "both at once, and not never");
 }
 
+#[test]
+fn other_zones_hear_of_the_first_few_pieces_at_once_and_of_the_others_in_time() {
+    let mut world = downloading();
+    for n in [1, 3] {
+        for op in [Op::Connect(n), Op::Join(n, false, false), Op::Bitfield(n, 0)] {
+            world.apply(op);
+        }
+    }
+    for _ in 0..6 {
+        world.apply(Op::Deliver(0, true));
+        world.apply(Op::Verify(true));
+    }
+    let single = |pieces: std::ops::Range<u32>| pieces.map(|n| BTreeSet::from([n])).collect::<Vec<_>>();
+    assert_eq!(world.told[&peer(1)], single(0..6));
+    assert_eq!(world.told[&peer(3)], single(0..4));
+    let delay = world.config.have_delay_far;
+    world.wait(delay);
+    assert_eq!(world.told[&peer(3)][4..], [BTreeSet::from([4, 5])]);
+}
+
 /// A seeder that turned two of three away and has sent a piece to the first, in so many milliseconds.
 fn seeder_with_a_crowd(millis: u16, bytes: bool) -> World {
     let config = EngineConfig {
