@@ -3,8 +3,8 @@
 //! A *flow* is one direction of a connection that has pieces to carry. Flows share what they cross by max-min
 //! fairness, as long-lived TCP flows of like round trips nearly do. Rates are set anew at a fixed interval;
 //! between two settings a flow that ends leaves its share unclaimed, and one that begins takes what is
-//! unclaimed on its way. What was left unused of a wire that is full is carried in the next interval: TCP's flows take it
-//! up within a round trip, here it is late and not lost. Messages are small: they have a delay and no bandwidth.
+//! unclaimed on its way. Where others share a full wire with a flow that ended, and it was what held them back, they carry what
+//! it left in the next interval: TCP's flows take it up within a round trip, here it is late and not lost. Messages are small: they have a delay and no bandwidth.
 
 mod fair;
 
@@ -114,6 +114,8 @@ struct Flow {
     weight: f64,
     window: f64,
     idle_since: u64,
+    /// Which of the links it crosses held it back when the rates were set.
+    held_back: [bool; 3],
 }
 
 #[derive(Debug)]
@@ -123,13 +125,20 @@ struct Pair {
     carried: f64,
 }
 
-/// What a link that was full when the rates were set has not carried since, because flows ended.
+/// What a link that was full when the rates were set has not carried since, because flows ended, while there were others that
+/// it holds back.
 #[derive(Clone, Copy, Debug, Default)]
 struct Idle {
-    full: bool,
+    /// Active flows that have as much of the link as any, and so would have more of it if there were more: max-min fairness's
+    /// bottleneck condition (Bertsekas and Gallager, Data Networks, 6.5.2). None when it was not full.
+    held_back: u32,
     bytes: f64,
     /// Until when it is counted.
     at: u64,
+    /// What it carries of the interval before beyond its own rate, in bytes per second.
+    late: f64,
+    /// The largest rate of a flow over its weight.
+    top: f64,
 }
 
 /// Links, flows and their rates.
@@ -249,6 +258,7 @@ impl Network {
             weight: self.weight(rtt),
             window: self.config.window_start_bytes as f64,
             idle_since: 0,
+            held_back: [false; 3],
         };
         match self.unused.pop() {
             Some(id) => {
@@ -319,7 +329,11 @@ impl Network {
         own.serial = own.serial.wrapping_add(1);
         own.idle_since = now;
         let (crosses, rate) = (own.crosses, std::mem::take(&mut own.rate));
+        let held_back = std::mem::take(&mut own.held_back);
         self.claim(crosses, -rate, now);
+        for (link, _) in crosses.iter().zip(held_back).filter(|(_, held_back)| *held_back) {
+            self.idle[*link as usize].held_back -= 1;
+        }
         self.active.swap_remove(place);
         if let Some(moved) = self.active.get(place) {
             self.flows[*moved as usize].place = place as u32;
@@ -361,10 +375,11 @@ impl Network {
     /// Brings a link's account of what it has not carried up to `now`.
     fn count_idle(&mut self, link: usize, now: u64) {
         let idle = &mut self.idle[link];
-        if idle.full {
-            idle.bytes += self.unclaimed[link].max(0.0) * (now - idle.at) as f64 / NANOS;
-            idle.at = now;
+        if idle.held_back > 0 {
+            let unused = (self.unclaimed[link] - idle.late).max(0.0);
+            idle.bytes += unused * (now - idle.at) as f64 / NANOS;
         }
+        idle.at = now;
     }
 
     /// Brings a flow's account up to `now`.
@@ -412,6 +427,7 @@ impl Network {
         self.next_tick = None;
         if self.active.is_empty() {
             self.idle.fill(Idle::default());
+            self.unclaimed.copy_from_slice(&self.capacity);
             return;
         }
         for place in 0..self.active.len() {
@@ -429,18 +445,40 @@ impl Network {
         }
         for link in 0..self.capacity.len() {
             self.count_idle(link, now);
-            self.unclaimed[link] = self.capacity[link] + self.idle[link].bytes * NANOS / self.tick as f64;
+            let late = self.idle[link].bytes * NANOS / self.tick as f64;
+            self.idle[link] = Idle { late, at: now, ..Idle::default() };
+            self.unclaimed[link] = self.capacity[link] + late;
         }
         self.filler.fill(&mut self.unclaimed, &mut self.demands);
-        for (link, idle) in self.idle.iter_mut().enumerate() {
-            let full = self.unclaimed[link] <= self.capacity[link] * FULL;
-            *idle = Idle { full, bytes: 0.0, at: now };
-        }
+        self.note_held_back();
         self.next_tick = Some(now + self.tick);
         for place in 0..self.active.len() {
             let id = self.active[place];
             self.flows[id as usize].rate = self.demands[place].rate;
             self.milestones(id, now, due);
+        }
+    }
+
+    /// Finds out which links hold which flows back.
+    fn note_held_back(&mut self) {
+        for demand in &self.demands {
+            for link in demand.crosses {
+                let idle = &mut self.idle[link as usize];
+                idle.top = idle.top.max(demand.rate / demand.weight);
+            }
+        }
+        for (id, demand) in self.active.iter().zip(&self.demands) {
+            let own = &mut self.flows[*id as usize];
+            let [a, _, c] = demand.crosses;
+            for (place, link) in demand.crosses.into_iter().enumerate() {
+                let idle = &mut self.idle[link as usize];
+                let full = self.unclaimed[link as usize] <= self.capacity[link as usize] * FULL;
+                // The first link stands in the place of one between zones where there is none.
+                let again = place == 2 && a == c;
+                let most = demand.rate / demand.weight >= idle.top * (1.0 - FULL);
+                own.held_back[place] = full && most && !again;
+                idle.held_back += u32::from(own.held_back[place]);
+            }
         }
     }
 
@@ -519,18 +557,89 @@ mod tests {
             let up = network.access(Some(100_000_000));
             let (mut due, mut bytes) = (Vec::new(), 0);
             // Each ends at another time, and what is left of the wire is then the others'.
-            for n in 0..60 {
+            for n in 0..400 {
                 let down = network.access(Some(100_000_000));
                 let flow = network.flow(0, up, down, zone, zone);
                 network.carry(flow, 0, 1_000_000 + 40_000 * n, &mut due);
                 bytes += 1_000_000 + 40_000 * n;
             }
             let ended = run(&mut network, due);
-            assert_eq!(ended.len(), 60);
-            let (last, least) = (ended[59].1 as f64 / 1e9, f64::from(bytes) / 1e8);
-            let late = rebalance.as_secs_f64();
+            assert_eq!(ended.len(), 400);
+            let (last, least) = (ended[399].1 as f64 / 1e9, f64::from(bytes) / 1e8);
+            // More than three intervals, one on average for each doubling of a flow's share, if it were lost.
+            let late = 1.5 * rebalance.as_secs_f64();
             assert!((least..least + late).contains(&last), "{millis} ms: {last} s in place of {least} s");
         }
+    }
+
+    /// One uplink sends one piece after the other to one receiver, each asked for `gap` nanoseconds after the one before.
+    fn one_after_the_other(millis: u64, gap: u64) -> f64 {
+        let rebalance = Duration::from_millis(millis);
+        let mut network =
+            Network::new(NetworkConfig { rebalance, overhead: 1.0, ..NetworkConfig::default() });
+        let zone = network.zone(&Zone::default());
+        let [up, down, other_up, other_down] = [(); 4].map(|()| network.access(Some(100_000_000)));
+        let flow = network.flow(0, up, down, zone, zone);
+        // Rates are set because of somebody else.
+        let other = network.flow(1, other_up, other_down, zone, zone);
+        let (mut due, mut now) = (Vec::new(), 0);
+        network.carry(other, 0, 400_000_000, &mut due);
+        for _ in 0..100 {
+            network.carry(flow, now, 256_000, &mut due);
+            loop {
+                due.sort_by_key(|milestone: &Milestone| std::cmp::Reverse(milestone.at));
+                let tick = network.next_tick.unwrap();
+                match due.pop() {
+                    Some(next) if next.at <= tick => {
+                        if next.whole && next.flow == flow && network.owner(flow, next.serial).is_some() {
+                            network.suspend(flow, next.at);
+                            now = next.at + gap;
+                            break;
+                        }
+                    }
+                    next => {
+                        due.extend(next);
+                        network.rebalance(tick, &mut due);
+                    }
+                }
+            }
+            while let Some(tick) = network.next_tick.filter(|tick| *tick <= now) {
+                network.rebalance(tick, &mut due);
+            }
+        }
+        now as f64 / 1e9
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_not_carried_later() {
+        for millis in [1, 5, 20] {
+            let secs = one_after_the_other(millis, 800_000);
+            let least = 100.0 * (0.002_56 + 0.000_8);
+            assert!(
+                (least - 1e-6..least + 1e-3).contains(&secs),
+                "{millis} ms: {secs} s in place of {least} s"
+            );
+        }
+    }
+
+    #[test]
+    fn a_flow_after_a_silence_has_the_wire_and_no_more() {
+        let mut network = network();
+        let zone = network.zone(&Zone::default());
+        let up = network.access(Some(10_000_000));
+        let mut due = Vec::new();
+        for n in 0..3 {
+            let down = network.access(Some(10_000_000));
+            let flow = network.flow(0, up, down, zone, zone);
+            network.carry(flow, 0, 100_000 + 9_000 * n, &mut due);
+        }
+        run(&mut network, due);
+        let down = network.access(Some(10_000_000));
+        let flow = network.flow(0, up, down, zone, zone);
+        let mut due = Vec::new();
+        network.carry(flow, 1_000_000_000, 1_000_000, &mut due);
+        let ended = run(&mut network, due);
+        assert!((1_100_000_000..1_100_001_000).contains(&ended[0].1), "{ended:?}");
     }
 
     #[test]

@@ -126,9 +126,9 @@ impl Engine {
         let share = swarm.share_of(peer)?;
         let mut good =
             |number: u32| blob.picker.availability(number) == 0 && share.has(number) && allowed(number);
-        // Those near the front first, as far as they would be asked for if this were the only owner.
+        // Those near the front first where this is the only seeder here, as far as they would be asked for without shares.
         let ahead = self.ahead(swarm, blob, member);
-        let width = ahead.len().saturating_mul(share.count());
+        let width = ahead.len().saturating_mul(share.owners());
         let end = ahead.start.saturating_add(u32::try_from(width).unwrap_or(u32::MAX));
         let pieces = member.pieces.as_ref()?;
         let near = blob.picker.wanted_of(pieces, ahead.start..end.min(blob.layout.piece_count()));

@@ -79,9 +79,10 @@ impl Engine {
             if hint.peer == self.local {
                 continue;
             }
-            let near_owner = owner && hint.zone == self.zone;
+            let near_owner =
+                owner && hint.zone == self.zone && !swarm.search.near_owners.contains(&hint.peer);
             if let Some(known) = swarm.search.candidates.get_mut(&hint.peer) {
-                if near_owner && !known.owner {
+                if near_owner {
                     swarm.search.near_owners.push(hint.peer);
                 }
                 known.owner |= owner;

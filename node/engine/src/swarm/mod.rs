@@ -281,14 +281,15 @@ impl Swarm {
         if owners.len() < 2 || !owners.contains(owner) {
             return None;
         }
-        let may_have =
-            |peer: &&PeerId| match self.members.get(*peer).and_then(|member| member.pieces.as_ref()) {
-                Some(pieces) => pieces.is_full(),
-                None => self.search.candidates.get(*peer).is_some_and(Candidate::may_have),
-            };
+        let may_have = |peer: &&PeerId| match self.members.get(*peer) {
+            Some(member) if member.pieces.is_some() => member.is_complete(),
+            // It searches too.
+            Some(member) if member.is_joined() && member.wants_metainfo => false,
+            _ => self.search.candidates.get(*peer).is_some_and(Candidate::may_have),
+        };
         let share =
             Share::new(&self.digest, owner, owners.iter().filter(|peer| *peer != owner).filter(may_have));
-        (share.count() > 1).then_some(share)
+        (share.owners() > 1).then_some(share)
     }
 
     /// Whether one member alone has pieces that are wanted and nobody else has.

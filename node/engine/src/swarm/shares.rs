@@ -2,7 +2,7 @@
 
 use shoal_types::{Digest, PeerId};
 
-use super::zones::{mix, word};
+use super::zones::{score, seed};
 
 /// The part of a blob that one of its owners gives a crowd, where all of them have all of it.
 ///
@@ -21,19 +21,17 @@ impl Share {
         owner: &PeerId,
         others: impl IntoIterator<Item = &'a PeerId>,
     ) -> Self {
-        let key = word(digest.as_bytes());
-        let seed = |peer: &PeerId| mix(word(peer.public_key()) ^ key);
-        Self { own: seed(owner), others: others.into_iter().map(seed).collect() }
+        let others = others.into_iter().map(|other| seed(digest, other)).collect();
+        Self { own: seed(digest, owner), others }
     }
 
     pub(crate) fn has(&self, piece: u32) -> bool {
-        let score = |seed: u64| mix(seed ^ u64::from(piece).rotate_left(32));
-        let own = score(self.own);
-        self.others.iter().all(|other| score(*other) < own)
+        let own = score(self.own, piece);
+        self.others.iter().all(|other| score(*other, piece) < own)
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
+    /// Among how many owners the blob is shared.
+    pub(crate) fn owners(&self) -> usize {
         self.others.len().saturating_add(1)
     }
 }
@@ -66,6 +64,6 @@ mod tests {
         }
         // 500 expected, standard deviation 19.
         assert!(counts.iter().all(|count| (405..595).contains(count)), "{counts:?}");
-        assert_eq!(shares(&owners)[0].count(), 4);
+        assert_eq!(shares(&owners)[0].owners(), 4);
     }
 }

@@ -32,12 +32,11 @@ impl ZoneRanks {
         if self.members == members && self.ranks.len() == pieces as usize {
             return;
         }
-        let key = word(digest.as_bytes());
-        let seed = |importer: &Importer| (importer.origin, mix(word(importer.peer.public_key()) ^ key));
+        let seed = |importer: &Importer| (importer.origin, seed(digest, &importer.peer));
         let own = seed(&local);
         let others: Vec<(bool, u64)> = members.iter().map(seed).collect();
         let ranked = (0..pieces).map(|piece| {
-            let score = |(origin, seed)| (origin, mix(seed ^ u64::from(piece).rotate_left(32)));
+            let score = |(origin, seed)| (origin, score(seed, piece));
             let mine = score(own);
             let (mut above, mut first) = (0u8, (mine, OWN));
             for (other, place) in others.iter().zip(0u8..) {
@@ -74,12 +73,22 @@ impl ZoneRanks {
     }
 }
 
-pub(super) fn word(bytes: &[u8]) -> u64 {
+/// What a peer's scores for the pieces of a blob are made of.
+pub(super) fn seed(digest: &Digest, peer: &PeerId) -> u64 {
+    mix(word(peer.public_key()) ^ word(digest.as_bytes()))
+}
+
+/// Whose score is the greatest comes first for a piece.
+pub(super) fn score(seed: u64, piece: u32) -> u64 {
+    mix(seed ^ u64::from(piece).rotate_left(32))
+}
+
+fn word(bytes: &[u8]) -> u64 {
     bytes.first_chunk::<8>().map_or(0, |head| u64::from_le_bytes(*head))
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-pub(super) fn mix(value: u64) -> u64 {
+fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -45,7 +45,12 @@ fn peers_and_a_lone_seeder_are_asked_near_the_front() {
 
 /// Whether peer 0, an owner with the whole blob, is asked for its share beside peer 1 before anything else, by a download in no order.
 fn its_share_comes_first(others: &[Op], seed: u64) -> bool {
-    let config = EngineConfig { pipeline_pieces_start: 1, pipeline_pieces_max: 1, ..EngineConfig::default() };
+    let config = EngineConfig {
+        pipeline_pieces_start: 1,
+        pipeline_pieces_max: 1,
+        ahead_pieces_lone: 2,
+        ..EngineConfig::default()
+    };
     let mut world = World::new(config, seed);
     for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)] {
         world.apply(op);
@@ -76,6 +81,7 @@ fn owners_are_asked_for_their_shares_first() {
     let with = |more: &[Op]| [&other[..], more].concat();
     assert!(always(&other), "the other may have it");
     assert!(always(&with(&[Op::Absent(1, 3)])), "the other is full");
+    assert!(always(&[Op::Found(1, true), Op::Found(2, false), Op::Connect(2)]), "whoever else is there");
     assert!(!always(&[]), "there is no other");
     assert!(!always(&[Op::Found(1, false)]), "the other is no owner");
     assert!(always(&[Op::Found(1, false), Op::Found(1, true)]), "as is known later");
@@ -83,6 +89,31 @@ fn owners_are_asked_for_their_shares_first() {
     assert!(!always(&[Op::Found(1, true), Op::ConnectFailed(1)]), "the other is gone");
     let without = [Op::Join(1, false, false), Op::Metainfo(1), Op::Bitfield(1, 0)];
     assert!(!always(&with(&without)), "the other fetches it too");
+    assert!(!always(&with(&[Op::Join(1, true, false)])), "the other searches too");
+    assert!(!always(&[Op::Found(3, true), Op::Connect(3)]), "the other is far away");
+}
+
+#[test]
+fn two_owners_with_all_of_a_blob_are_asked_for_their_own_shares() {
+    for seed in 0..20 {
+        let config =
+            EngineConfig { pipeline_pieces_start: 2, pipeline_pieces_max: 2, ..EngineConfig::default() };
+        let mut world = World::new(config, seed);
+        let found = [Op::Connect(0), Op::Connect(1), Op::Read(1), Op::Opened(0, 1)];
+        for op in found.into_iter().chain([Op::Found(0, true), Op::Found(1, true)]) {
+            world.apply(op);
+        }
+        for n in 0..2 {
+            for op in [Op::Join(n, false, false), Op::Metainfo(n), Op::Bitfield(n, u16::MAX)] {
+                world.apply(op);
+            }
+        }
+        for (own, other) in [(0, 1), (1, 0)] {
+            let share = Share::new(&world.digest(), &peer(own), [&peer(other)]);
+            let asked: Vec<u32> = world.requested[&peer(own)].keys().copied().collect();
+            assert!(!asked.is_empty() && asked.iter().all(|number| share.has(*number)), "{asked:?}");
+        }
+    }
 }
 
 #[test]
