@@ -76,7 +76,7 @@ impl Engine {
             return Picked::Piece(number);
         }
         if let Some(number) =
-            self.unseen_of_share(swarm, blob, peer, member, |n| has(n) && allowed(n, wait, since))
+            self.unseen_of_share(swarm, blob, peer, member, |number| allowed(number, wait, since))
         {
             return Picked::Piece(number);
         }

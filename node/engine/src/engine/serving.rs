@@ -266,7 +266,7 @@ impl Engine {
         }
     }
 
-    /// Tells everybody all haves gathered.
+    /// Tells the own zone all haves gathered; other zones only of the first pieces, the last, and a batch that is full.
     pub(super) fn flush_haves(&mut self, digest: Digest) {
         self.timers.cancel(Timer::Haves(digest));
         self.tell_haves(digest, true);

@@ -25,6 +25,7 @@ impl Share {
         Self { own: seed(digest, owner), others }
     }
 
+    /// Whether `piece` is to be asked of this owner first.
     pub(crate) fn has(&self, piece: u32) -> bool {
         let own = score(self.own, piece);
         self.others.iter().all(|other| score(*other, piece) < own)
