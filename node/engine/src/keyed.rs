@@ -301,6 +301,10 @@ impl<V> Sorted<V> {
         self.search(number).ok().map(|place| self.0.remove(place).1)
     }
 
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
+        self.0.retain(|(_, value)| keep(value));
+    }
+
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &V)> {
         self.0.iter().map(|(number, value)| (*number, value))
     }

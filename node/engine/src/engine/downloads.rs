@@ -17,9 +17,14 @@ use crate::timers::Timer;
 const REFUSALS_MAX: usize = 1024;
 /// Refusals in a row after which a peer is left alone for a while.
 const REFUSALS_FREE: u32 = 2;
+/// The same for a lone seeder, and for all where there are other zones: who is refused one piece asks for another that nobody here has.
+/// Who was refused so many of them learns that most are given, one at a time.
+const REFUSALS_FREE_LONE: u32 = 16;
 /// For how long at first; it doubles with every further refusal.
 const REST_MIN: Duration = Duration::from_millis(5);
 const REST_DOUBLINGS_MAX: u32 = 6;
+/// 40 ms: a seeder that has pieces left to give is asked again before it has sent what it has to do.
+const REST_DOUBLINGS_LONE_MAX: u32 = 3;
 /// A refusal's pause grows up to this many times `busy_retry`.
 const REFUSAL_FACTOR_MAX: u32 = 8;
 /// A peer with a full queue is asked again after this at the latest.
@@ -163,12 +168,17 @@ impl Engine {
         let (now, retry) = (self.now, self.config.busy_retry);
         let jitter = self.random.jitter();
         let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(jitter);
-        // A lone seeder has what nobody else has, and one far away what the zone lacks: those are asked for other pieces.
+        // A lone seeder has what nobody else has, and one far away what the zone lacks: those are asked for other pieces first.
         let elsewhere =
             self.swarms.get(&digest).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
+        let (free, doublings_max) = if elsewhere {
+            (REFUSALS_FREE, REST_DOUBLINGS_MAX)
+        } else {
+            (REFUSALS_FREE_LONE, REST_DOUBLINGS_LONE_MAX)
+        };
         let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
         let channel = member.our_channel;
-        let pause = member.refused.get(&number).map_or(retry, |before| {
+        let pause = member.refused.get(number).map_or(retry, |before| {
             before.pause.saturating_mul(2).min(retry.saturating_mul(REFUSAL_FACTOR_MAX))
         });
         let full = !again.is_zero();
@@ -176,13 +186,13 @@ impl Engine {
             member.full_until = now + again;
         } else {
             member.refusals = member.refusals.saturating_add(1);
-            if let Some(doublings) = member.refusals.checked_sub(REFUSALS_FREE).filter(|_| elsewhere) {
-                let rest = REST_MIN.saturating_mul(1 << doublings.min(REST_DOUBLINGS_MAX));
+            if let Some(doublings) = member.refusals.checked_sub(free) {
+                let rest = REST_MIN.saturating_mul(1 << doublings.min(doublings_max));
                 member.full_until = member.full_until.max(now + rest.mul_f64(jitter));
             }
         }
         if member.refused.len() >= REFUSALS_MAX {
-            member.refused.retain(|_, refusal| refusal.until > now);
+            member.refused.retain(|refusal| refusal.until > now);
         }
         if !full && member.refused.len() < REFUSALS_MAX {
             member.refused.insert(number, Refusal { until: now + pause, pause });
@@ -315,7 +325,7 @@ impl Engine {
         swarm.backend_failures = 0;
         for member in swarm.members.values_mut() {
             if !member.refused.is_empty() {
-                member.refused.remove(&number);
+                member.refused.remove(number);
             }
             if member.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)) {
                 member.interesting = member.interesting.saturating_sub(1);

@@ -406,7 +406,7 @@ impl Engine {
                         blob.zone_progress = now;
                     }
                 }
-                member.refused.remove(&number);
+                member.refused.remove(number);
             }
         }
         let complete = member.is_complete();

@@ -1,6 +1,5 @@
 //! A peer as one swarm sees it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shoal_types::{Bitfield, Timestamp, Zone};
@@ -33,7 +32,7 @@ pub(crate) struct Refusal {
 pub(crate) struct Member {
     pub(crate) pieces: Option<Bitfield>,
     /// Pieces it refused and until when not to ask again.
-    pub(crate) refused: BTreeMap<u32, Refusal>,
+    pub(crate) refused: Sorted<Refusal>,
     /// Pieces it has and we lack.
     pub(crate) interesting: u32,
     pub(crate) join_sent: bool,
@@ -85,7 +84,7 @@ impl Member {
             uncounted: false,
             interesting: 0,
             outstanding: Sorted::default(),
-            refused: BTreeMap::new(),
+            refused: Sorted::default(),
             full_until: Timestamp::ZERO,
             refusals: 0,
             same_zone,
@@ -108,6 +107,6 @@ impl Member {
 
     /// Whether it may be asked for `piece` at `now`.
     pub(crate) fn may_ask(&self, piece: u32, now: Timestamp) -> bool {
-        self.refused.get(&piece).is_none_or(|refusal| refusal.until <= now)
+        self.refused.get(piece).is_none_or(|refusal| refusal.until <= now)
     }
 }

@@ -90,24 +90,14 @@ impl Picker {
     }
 
     /// The wanted pieces among those of `pieces` whose numbers are in `range`, in order.
-    pub(crate) fn wanted_of<'a>(
-        &'a self,
-        pieces: &'a Bitfield,
-        range: std::ops::Range<u32>,
-    ) -> impl Iterator<Item = u32> + 'a {
+    pub(crate) fn wanted_of<'a>(&'a self, pieces: &'a Bitfield, range: std::ops::Range<u32>) -> WantedOf<'a> {
         let (first, last) = (range.start / u64::BITS, range.end.div_ceil(u64::BITS));
-        let words = self.bits.iter().zip(pieces.words()).zip(0u32..);
-        let words = words.take(last as usize).skip(first as usize);
-        words.flat_map(move |((wanted, theirs), number)| {
-            let base = number.saturating_mul(u64::BITS);
-            let mut left = wanted & theirs & from_bit(range.start.saturating_sub(base));
-            left &= !from_bit(range.end.saturating_sub(base));
-            std::iter::from_fn(move || {
-                let bit = left.trailing_zeros();
-                left &= left.wrapping_sub(1);
-                (bit < u64::BITS).then(|| base.saturating_add(bit))
-            })
-        })
+        let part = |words: &'a [u64]| {
+            let end = words.len().min(last as usize);
+            words.get(first as usize..end).unwrap_or_default()
+        };
+        let words = part(&self.bits).iter().zip(part(pieces.words()));
+        WantedOf { words, base: first.saturating_mul(u64::BITS), left: 0, range }
     }
 
     /// Whether a wanted piece is with no partial peer.
@@ -161,6 +151,34 @@ impl Picker {
         if let Some(slot) = bucket.get(place).and_then(|piece| position.get_mut(*piece as usize)) {
             *slot = place as u32;
         }
+    }
+}
+
+/// Wanted pieces that somebody has, in order. Written out because it is gone through for every request.
+#[derive(Debug)]
+pub(crate) struct WantedOf<'a> {
+    words: std::iter::Zip<std::slice::Iter<'a, u64>, std::slice::Iter<'a, u64>>,
+    /// The first number of the next word.
+    base: u32,
+    /// Those left of the word before it.
+    left: u64,
+    /// The first number of the range, and the one after the last.
+    range: std::ops::Range<u32>,
+}
+
+impl Iterator for WantedOf<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        while self.left == 0 {
+            let (wanted, theirs) = self.words.next()?;
+            self.left = wanted & theirs & from_bit(self.range.start.saturating_sub(self.base));
+            self.left &= !from_bit(self.range.end.saturating_sub(self.base));
+            self.base = self.base.saturating_add(u64::BITS);
+        }
+        let bit = self.left.trailing_zeros();
+        self.left &= self.left.wrapping_sub(1);
+        Some(self.base.saturating_sub(u64::BITS).saturating_add(bit))
     }
 }
 
