@@ -35,7 +35,7 @@ pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
 use node::{Held, Node, Opened};
 use shard::Shard;
 use wire::Wire;
-use world::{Fact, World};
+use world::{Fact, Life, World};
 
 /// Names a node of a fleet.
 pub type NodeId = usize;
@@ -146,16 +146,14 @@ impl Fleet {
         }
         self.world.facts.push(Fact {
             peer,
-            life: 0,
             part: 0,
             zone,
-            alive: true,
-            stopped: false,
             corrupt: spec.corrupt,
             zone_name: spec.zone.clone(),
             roles: spec.roles(),
             died: 0,
         });
+        self.world.lives.push(Life { life: 0, alive: true, stopped: false });
         let engine = self.engine(id, &spec);
         let random = rand_pcg::Pcg64::seed_from_u64(self.random_of(id));
         let shard = id as usize & (self.shards.len() - 1);
@@ -185,7 +183,7 @@ impl Fleet {
     }
 
     fn random_of(&self, id: u32) -> u64 {
-        let life = u64::from(self.world.fact(id).life) << 32;
+        let life = u64::from(self.world.life(id).life) << 32;
         self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(id) + life)
     }
 
@@ -292,7 +290,7 @@ impl Fleet {
     /// Feeds an input of the local driver to a node.
     pub fn input(&mut self, node: NodeId, input: Input) {
         let node = node as u32;
-        let mail = Mail::input(node, self.world.fact(node).life, input);
+        let mail = Mail::input(node, self.world.life(node).life, input);
         self.posted.push((node, Posted { at: self.now, mail }));
     }
 
@@ -436,13 +434,13 @@ impl Fleet {
 
     /// Whether a node runs: neither killed nor stopped.
     pub fn is_running(&self, node: NodeId) -> bool {
-        let fact = self.world.fact(node as u32);
-        fact.alive && !fact.stopped
+        let life = self.world.life(node as u32);
+        life.alive && !life.stopped
     }
 
     /// Whether a node was killed.
     pub fn is_dead(&self, node: NodeId) -> bool {
-        !self.world.fact(node as u32).alive
+        !self.world.life(node as u32).alive
     }
 
     /// A node's peer id.
