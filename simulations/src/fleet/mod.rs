@@ -309,12 +309,20 @@ impl Fleet {
 
     /// Runs until `done` says so or the time is up; returns whether it did. A violation ends it too. `done` is asked after
     /// every step, which is as long as the network's shortest delay.
-    pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool) -> bool {
+    pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool + Send) -> bool {
         self.run_to(nanos(end.since_start()), done)
     }
 
-    fn run_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+    fn run_to(&mut self, end: u64, done: impl FnMut(&Self) -> bool + Send) -> bool {
         self.spread_out();
+        if self.shards.len() > 1 {
+            // On one of the threads that the steps are shared out to: from elsewhere each step would wake one up and wait for it.
+            return rayon::join(|| self.steps_to(end, done), || ()).0;
+        }
+        self.steps_to(end, done)
+    }
+
+    fn steps_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
         loop {
             if done(self) {
                 return true;
