@@ -374,6 +374,31 @@ fn a_seeder_that_refuses_and_refuses_is_left_alone_where_there_are_others() {
 }
 
 #[test]
+fn a_lone_seeder_that_refuses_many_in_a_row_is_left_alone_for_a_short_while() {
+    let config = EngineConfig {
+        busy_retry: Duration::from_millis(1),
+        pipeline_pieces_start: 1,
+        pipeline_pieces_max: 1,
+        ..EngineConfig::default()
+    };
+    let mut world = downloading_with(config);
+    // Milliseconds until it is asked again after it has refused.
+    let mut refuse = |world: &mut World| {
+        world.apply(Op::Busy(0));
+        let open = |world: &World| world.requested.get(&peer(0)).is_some_and(|open| !open.is_empty());
+        let waits = std::iter::from_fn(|| (!open(world)).then(|| world.apply(Op::Wait(1))));
+        waits.take(1000).count()
+    };
+    let first: Vec<usize> = (0..15).map(|_| refuse(&mut world)).collect();
+    assert!(first.iter().all(|wait| *wait < 10), "other pieces, or those that it refused first: {first:?}");
+    let rests: Vec<usize> = (0..8).map(|_| refuse(&mut world)).skip(4).collect();
+    assert!(rests.iter().all(|wait| (20..70).contains(wait)), "no more than 40 ms, more or less: {rests:?}");
+    world.apply(Op::Deliver(0, true));
+    world.apply(Op::Verify(true));
+    assert!(refuse(&mut world) < 10, "it has sent one");
+}
+
+#[test]
 fn what_was_given_away_before_the_blob_was_whole_is_given_freely() {
     let mut world = downloading();
     for op in [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, 0)] {
