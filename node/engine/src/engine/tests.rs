@@ -8,6 +8,7 @@
 
 mod crowd;
 mod live;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
