@@ -19,11 +19,11 @@ pub(crate) struct SimulateArgs {
     /// The seed all randomness follows from, in place of the scenario's; with --fuzz, the first one.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Print the report as JSON.
-    #[arg(long)]
+    /// Print the report as JSON; with --fuzz, what came of it.
+    #[arg(long, conflicts_with = "compare")]
     json: bool,
     /// Draw the hosts' times against the bound, and the bytes over time.
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", conflicts_with_all = ["fuzz", "compare"])]
     plot: Option<PathBuf>,
     /// Tell the story of a host or a piece.
     #[arg(long, value_name = "host=N|piece=N", value_parser = filter)]
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
         return Ok(());
     }
     if let Some(count) = args.fuzz {
-        return run_fuzz(args.seed.unwrap_or(0), count, args.trace);
+        return run_fuzz(args.seed.unwrap_or(0), count, args.trace, args.json);
     }
     let Some(file) = &args.scenario else { bail!("name a scenario") };
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -97,9 +97,47 @@ fn run_with_bar(simulation: &mut Simulation, quiet: bool) -> Report {
     report
 }
 
-fn run_fuzz(first: u64, count: u64, trace: Option<TraceFilter>) -> Result<()> {
-    let bar = Progress::new("simulate", count, Unit::Things("fleets"), false);
+/// What came of some random fleets.
+#[derive(Debug, Default, serde::Serialize)]
+struct Fuzzed {
+    first_seed: u64,
+    /// Those that were run: all, or up to the first with which something was wrong.
+    fleets: u64,
+    virtual_secs: f64,
+    real_secs: f64,
+    failed: Option<Failed>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Failed {
+    seed: u64,
+    trouble: String,
+    /// The command that shows it again.
+    replay: String,
+}
+
+fn run_fuzz(first: u64, count: u64, trace: Option<TraceFilter>, json: bool) -> Result<()> {
+    let bar = Progress::new("simulate", count, Unit::Things("fleets"), json);
+    let fuzzed = fuzz_fleets(first, count, trace, || bar.inc(1));
+    bar.finish();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&fuzzed)?);
+    }
+    if let Some(Failed { seed, trouble, replay }) = fuzzed.failed {
+        bail!("seed {seed}: {trouble}; replay: {replay}");
+    }
+    if !json {
+        let (virtual_secs, real_secs) = (fuzzed.virtual_secs, fuzzed.real_secs);
+        println!(
+            "{count} fleets from seed {first}: nothing forbidden, all complete; {virtual_secs:.0} s virtual in {real_secs:.0} s"
+        );
+    }
+    Ok(())
+}
+
+fn fuzz_fleets(first: u64, count: u64, trace: Option<TraceFilter>, mut one_more: impl FnMut()) -> Fuzzed {
     let began = Instant::now();
+    let mut fuzzed = Fuzzed { first_seed: first, ..Fuzzed::default() };
     let mut virtual_time = Duration::ZERO;
     for seed in first..first.saturating_add(count) {
         let outcome = std::panic::catch_unwind(|| fuzz::run_traced(seed, trace));
@@ -111,17 +149,31 @@ fn run_fuzz(first: u64, count: u64, trace: Option<TraceFilter>) -> Result<()> {
             Err(_) => Some("the engine or the simulator panicked".to_owned()),
             Ok(outcome) => outcome.trouble(),
         };
-        if let Some(trouble) = trouble {
-            bar.finish();
-            bail!("seed {seed}: {trouble}; replay: shoal simulate --fuzz 1 --seed {seed}");
-        }
         virtual_time += outcome.map_or(Duration::ZERO, |outcome| outcome.took);
-        bar.inc(1);
+        fuzzed.fleets += 1;
+        if let Some(trouble) = trouble {
+            let replay = format!("shoal simulate --fuzz 1 --seed {seed}");
+            fuzzed.failed = Some(Failed { seed, trouble, replay });
+            break;
+        }
+        one_more();
     }
-    bar.finish();
-    let (real, virtual_time) = (began.elapsed().as_secs_f64(), virtual_time.as_secs_f64());
-    println!(
-        "{count} fleets from seed {first}: nothing forbidden, all complete; {virtual_time:.0} s virtual in {real:.0} s"
-    );
-    Ok(())
+    fuzzed.virtual_secs = virtual_time.as_secs_f64();
+    fuzzed.real_secs = began.elapsed().as_secs_f64();
+    fuzzed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_of_random_fleets_is_told_as_json() {
+        let mut bar = 0;
+        let fuzzed = fuzz_fleets(7, 3, None, || bar += 1);
+        let told = serde_json::to_value(&fuzzed).unwrap();
+        assert_eq!((told["first_seed"].as_u64(), told["fleets"].as_u64(), bar), (Some(7), Some(3), 3));
+        assert!(told["failed"].is_null(), "{told}");
+        assert!(told["virtual_secs"].as_f64() > Some(1.0), "{told}");
+    }
 }
