@@ -17,8 +17,8 @@ use crate::timers::Timer;
 const REFUSALS_MAX: usize = 1024;
 /// Refusals in a row after which a peer is left alone for a while.
 const REFUSALS_FREE: u32 = 2;
-/// The same for a lone seeder, and for all where there are other zones: who is refused one piece asks for another that nobody here has.
-/// Who was refused so many of them learns that most are given, one at a time.
+/// The same for a lone seeder, and for everybody where there are other zones. Refused one piece, this process asks for another that
+/// nobody else here has; refused so many, it would learn one at a time that most are given.
 const REFUSALS_FREE_LONE: u32 = 16;
 /// For how long at first; it doubles with every further refusal.
 const REST_MIN: Duration = Duration::from_millis(5);

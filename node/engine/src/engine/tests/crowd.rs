@@ -249,6 +249,17 @@ fn a_seeder_that_refuses_and_refuses_is_left_alone_where_there_are_others() {
 
 #[test]
 fn a_lone_seeder_that_refuses_many_in_a_row_is_left_alone_for_a_short_while() {
+    rests_after_many_refusals(&[]);
+}
+
+#[test]
+fn so_is_anybody_where_there_are_other_zones() {
+    // Peer 1 has all of it too, and is busy with one piece.
+    let other = [Op::Connect(1), Op::Join(1, false, false), Op::Bitfield(1, u16::MAX), Op::Found(3, false)];
+    rests_after_many_refusals(&other);
+}
+
+fn rests_after_many_refusals(others: &[Op]) {
     let config = EngineConfig {
         busy_retry: Duration::from_millis(1),
         pipeline_pieces_start: 1,
@@ -256,6 +267,9 @@ fn a_lone_seeder_that_refuses_many_in_a_row_is_left_alone_for_a_short_while() {
         ..EngineConfig::default()
     };
     let mut world = downloading_with(config);
+    for op in others.iter().cloned() {
+        world.apply(op);
+    }
     // Milliseconds until it is asked again after it has refused.
     let refuse = |world: &mut World| {
         world.apply(Op::Busy(0));

@@ -3,24 +3,31 @@
 use super::*;
 use crate::swarm::shares::Share;
 
-/// Whether peer 0, an owner with the whole blob, is asked for its share beside peer `other` before anything else, by a download in no order.
-fn its_share_comes_first(other: u8, others: &[Op], seed: u64) -> bool {
+/// A download in no order that has been told so much; a peer is asked for `pipeline` pieces at once, and a lone seeder without a
+/// share for the first two missing.
+fn told(pipeline: u32, ops: &[Op], seed: u64) -> World {
     let config = EngineConfig {
-        pipeline_pieces_start: 1,
-        pipeline_pieces_max: 1,
+        pipeline_pieces_start: pipeline,
+        pipeline_pieces_max: pipeline,
         ahead_pieces_lone: 2,
         ..EngineConfig::default()
     };
     let mut world = World::new(config, seed);
-    for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true)] {
+    for op in [Op::Read(1), Op::Opened(0, 1)].iter().chain(ops).cloned() {
         world.apply(op);
     }
-    for op in others.iter().cloned() {
-        world.apply(op);
-    }
-    for op in [Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, u16::MAX)] {
-        world.apply(op);
-    }
+    world
+}
+
+/// A peer that is connected has the whole blob.
+fn seeds(n: u8) -> [Op; 3] {
+    [Op::Join(n, false, false), Op::Metainfo(n), Op::Bitfield(n, u16::MAX)]
+}
+
+/// Whether peer 0, an owner with the whole blob, is asked for its share beside peer `other` before anything else, by a download in no order.
+fn its_share_comes_first(other: u8, others: &[Op], seed: u64) -> bool {
+    let found = [Op::Connect(0), Op::Found(0, true)];
+    let mut world = told(1, &[&found, others, &seeds(0)].concat(), seed);
     let share = Share::new(&world.digest(), &peer(0), [&peer(other)]);
     let mut asked = Vec::new();
     while let Some((number, _)) = world.first_request(0) {
@@ -62,15 +69,8 @@ fn owners_are_asked_for_their_shares_first() {
 #[test]
 fn a_seeder_that_is_no_owner_has_no_share() {
     let asked_first = |owner: bool, seed| {
-        let config =
-            EngineConfig { pipeline_pieces_start: 2, pipeline_pieces_max: 2, ..EngineConfig::default() };
-        let mut world = World::new(config, seed);
-        let found = [Op::Connect(2), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true), Op::Found(1, true)];
-        for op in found.into_iter().chain([Op::Found(2, owner), Op::Join(2, false, false)]) {
-            world.apply(op);
-        }
-        world.apply(Op::Metainfo(2));
-        world.apply(Op::Bitfield(2, u16::MAX));
+        let found = [Op::Connect(2), Op::Found(0, true), Op::Found(1, true), Op::Found(2, owner)];
+        let world = told(2, &[&found[..], &seeds(2)].concat(), seed);
         let share = Share::new(&world.digest(), &peer(2), [&peer(0), &peer(1)]);
         let asked = &world.requested[&peer(2)];
         assert_eq!(asked.len(), 2);
@@ -85,19 +85,8 @@ fn of_its_share_a_lone_seeder_is_asked_near_the_front_as_far_as_several_would_be
     // Two owners and two pieces ahead: those of its share among the first four come before those behind.
     let mut spread = false;
     for seed in 0..40 {
-        let config = EngineConfig {
-            pipeline_pieces_start: 1,
-            pipeline_pieces_max: 1,
-            ahead_pieces_lone: 2,
-            ..EngineConfig::default()
-        };
-        let mut world = World::new(config, seed);
-        for op in [Op::Connect(0), Op::Read(1), Op::Opened(0, 1), Op::Found(0, true), Op::Found(1, true)] {
-            world.apply(op);
-        }
-        for op in [Op::Join(0, false, false), Op::Metainfo(0), Op::Bitfield(0, u16::MAX)] {
-            world.apply(op);
-        }
+        let found = [Op::Connect(0), Op::Found(0, true), Op::Found(1, true)];
+        let world = told(1, &[&found[..], &seeds(0)].concat(), seed);
         let share = Share::new(&world.digest(), &peer(0), [&peer(1)]);
         let (number, _) = world.first_request(0).unwrap();
         if (0..4).any(|near| share.has(near)) {
@@ -111,18 +100,8 @@ fn of_its_share_a_lone_seeder_is_asked_near_the_front_as_far_as_several_would_be
 #[test]
 fn two_owners_with_all_of_a_blob_are_asked_for_their_own_shares() {
     for (seed, order) in (0..20).zip([[0, 1], [1, 0]].into_iter().cycle()) {
-        let config =
-            EngineConfig { pipeline_pieces_start: 2, pipeline_pieces_max: 2, ..EngineConfig::default() };
-        let mut world = World::new(config, seed);
-        let found = [Op::Connect(0), Op::Connect(1), Op::Read(1), Op::Opened(0, 1)];
-        for op in found.into_iter().chain([Op::Found(0, true), Op::Found(1, true)]) {
-            world.apply(op);
-        }
-        for n in order {
-            for op in [Op::Join(n, false, false), Op::Metainfo(n), Op::Bitfield(n, u16::MAX)] {
-                world.apply(op);
-            }
-        }
+        let found = [Op::Connect(0), Op::Connect(1), Op::Found(0, true), Op::Found(1, true)];
+        let world = told(2, &[&found[..], &seeds(order[0]), &seeds(order[1])].concat(), seed);
         for (own, other) in [(0, 1), (1, 0)] {
             let share = Share::new(&world.digest(), &peer(own), [&peer(other)]);
             let asked: Vec<u32> = world.requested[&peer(own)].keys().copied().collect();
