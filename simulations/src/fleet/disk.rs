@@ -57,7 +57,7 @@ impl Shard {
             return self.violate(|| format!("node {node} uses a buffer twice"));
         };
         let Some(blob) = world.blob_of(&digest) else { return };
-        let (now, life) = (self.now, world.life(node).life);
+        let (now, life) = (self.now, world.fact(node).life);
         let own = self.own(node);
         let Some(held) = own.disk.get(&blob) else {
             return self
@@ -117,7 +117,7 @@ impl Shard {
     pub(super) fn fetch(&mut self, world: &World, node: u32, digest: Digest, piece: PieceIndex) {
         let first_byte = nanos(world.config.backend_delay);
         let Some(blob) = world.blob_of(&digest) else { return };
-        let (now, life) = (self.now, world.life(node).life);
+        let (now, life) = (self.now, world.fact(node).life);
         let own = self.own(node);
         let held = own.disk.get(&blob).filter(|_| !own.backend_down && own.backend.contains(&blob));
         let Some(held) = held else {

@@ -149,7 +149,7 @@ impl Shard {
     /// What a reader is told it can read must be on the disk; the last piece only of a checked blob.
     fn advance(&mut self, world: &World, node: u32, reader: ReaderId, until: u64) {
         let now = self.time();
-        let life = world.life(node).life;
+        let life = world.fact(node).life;
         let own = self.own(node);
         let Some(opened) = own.readers.get_mut(reader.0 as usize).filter(|opened| opened.live) else {
             return;
@@ -204,7 +204,7 @@ impl Shard {
             }
             LookupSource::Dht => match world.blob_of(&digest) {
                 Some(blob) => {
-                    let life = world.life(node).life;
+                    let life = world.fact(node).life;
                     self.ops.push(Op::LookUp { node, life, blob, at: now });
                 }
                 None => {

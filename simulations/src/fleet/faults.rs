@@ -4,7 +4,6 @@ use shoal_engine::io::ReaderId;
 use shoal_types::Zone;
 
 use super::mail::Event;
-use super::world::Life;
 use super::{Fleet, NodeId};
 use crate::network::nanos;
 
@@ -55,9 +54,11 @@ impl Fleet {
             self.end_reader(node, ReaderId(reader as u64));
         }
         let now = self.now;
-        let life = self.world.life_mut(node as u32);
-        *life = Life { life: life.life.wrapping_add(1), alive: false, stopped: false };
-        self.world.fact_mut(node as u32).died = now;
+        let fact = self.world.fact_mut(node as u32);
+        fact.life = fact.life.wrapping_add(1);
+        fact.alive = false;
+        fact.stopped = false;
+        fact.died = now;
         let own = self.node_mut(node);
         own.buffers.clear();
         let missed = std::mem::take(&mut own.missed);
@@ -74,7 +75,7 @@ impl Fleet {
         }
         let engine = self.engine(node as u32, &self.node(node).spec);
         let now = self.now;
-        self.world.life_mut(node as u32).alive = true;
+        self.world.fact_mut(node as u32).alive = true;
         let own = self.node_mut(node);
         own.engine = engine;
         own.wake = u64::MAX;
@@ -87,14 +88,14 @@ impl Fleet {
 
     /// Stops a process as SIGSTOP does.
     pub fn stop(&mut self, node: NodeId) {
-        self.world.life_mut(node as u32).stopped = true;
+        self.world.fact_mut(node as u32).stopped = true;
         self.hold_flows(node);
     }
 
     /// Continues a stopped process: what it missed reaches it now.
     pub fn resume(&mut self, node: NodeId) {
         let now = self.now;
-        self.world.life_mut(node as u32).stopped = false;
+        self.world.fact_mut(node as u32).stopped = false;
         let missed = std::mem::take(&mut self.node_mut(node).missed);
         let shard = self.shard_mut(node);
         missed.into_iter().for_each(|event| shard.arrange(now, event));

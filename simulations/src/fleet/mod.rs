@@ -35,7 +35,7 @@ pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
 use node::{Held, Node, Opened};
 use shard::Shard;
 use wire::Wire;
-use world::{Fact, Life, World};
+use world::{Fact, World};
 
 /// Names a node of a fleet.
 pub type NodeId = usize;
@@ -146,14 +146,16 @@ impl Fleet {
         }
         self.world.facts.push(Fact {
             peer,
+            life: 0,
             part: 0,
             zone,
+            alive: true,
+            stopped: false,
             corrupt: spec.corrupt,
             zone_name: spec.zone.clone(),
             roles: spec.roles(),
             died: 0,
         });
-        self.world.lives.push(Life { life: 0, alive: true, stopped: false });
         let engine = self.engine(id, &spec);
         let random = rand_pcg::Pcg64::seed_from_u64(self.random_of(id));
         let shard = id as usize & (self.shards.len() - 1);
@@ -183,7 +185,7 @@ impl Fleet {
     }
 
     fn random_of(&self, id: u32) -> u64 {
-        let life = u64::from(self.world.life(id).life) << 32;
+        let life = u64::from(self.world.fact(id).life) << 32;
         self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(id) + life)
     }
 
@@ -290,7 +292,7 @@ impl Fleet {
     /// Feeds an input of the local driver to a node.
     pub fn input(&mut self, node: NodeId, input: Input) {
         let node = node as u32;
-        let mail = Mail::input(node, self.world.life(node).life, input);
+        let mail = Mail::input(node, self.world.fact(node).life, input);
         self.posted.push((node, Posted { at: self.now, mail }));
     }
 
@@ -309,20 +311,12 @@ impl Fleet {
 
     /// Runs until `done` says so or the time is up; returns whether it did. A violation ends it too. `done` is asked after
     /// every step, which is as long as the network's shortest delay.
-    pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool + Send) -> bool {
+    pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool) -> bool {
         self.run_to(nanos(end.since_start()), done)
     }
 
-    fn run_to(&mut self, end: u64, done: impl FnMut(&Self) -> bool + Send) -> bool {
+    fn run_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
         self.spread_out();
-        if self.shards.len() > 1 {
-            // On one of the threads that the steps are shared out to: from elsewhere each step would wake one up and wait for it.
-            return rayon::join(|| self.steps_to(end, done), || ()).0;
-        }
-        self.steps_to(end, done)
-    }
-
-    fn steps_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
         loop {
             if done(self) {
                 return true;
@@ -442,13 +436,13 @@ impl Fleet {
 
     /// Whether a node runs: neither killed nor stopped.
     pub fn is_running(&self, node: NodeId) -> bool {
-        let life = self.world.life(node as u32);
-        life.alive && !life.stopped
+        let fact = self.world.fact(node as u32);
+        fact.alive && !fact.stopped
     }
 
     /// Whether a node was killed.
     pub fn is_dead(&self, node: NodeId) -> bool {
-        !self.world.life(node as u32).alive
+        !self.world.fact(node as u32).alive
     }
 
     /// A node's peer id.

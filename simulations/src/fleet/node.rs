@@ -10,9 +10,6 @@ use shoal_types::{Bitfield, Digest, Metainfo, Role, Roles, Timestamp, VouchedMet
 
 use super::mail::Event;
 
-/// Links of a node that are looked through one after the other.
-const SCANNED_MAX: usize = 256;
-
 /// What a node is.
 #[derive(Clone, Debug)]
 pub struct NodeSpec {
@@ -232,22 +229,13 @@ impl Node {
         }
     }
 
-    /// Where a link is. All lines of a short list come from memory at once, where a binary search waits for one after the other.
-    fn place_of(&self, other: u32) -> Option<usize> {
-        if self.others.len() <= SCANNED_MAX {
-            self.others.iter().position(|known| *known == other)
-        } else {
-            self.others.binary_search(&other).ok()
-        }
-    }
-
     pub(crate) fn link(&self, other: u32) -> Option<&Link> {
-        self.place_of(other).and_then(|at| self.links.get(at))
+        self.others.binary_search(&other).ok().and_then(|at| self.links.get(at))
     }
 
     /// The link to another node, if it is still that connection's.
     pub(crate) fn link_mut(&mut self, other: u32, serial: u32) -> Option<&mut Link> {
-        let at = self.place_of(other)?;
+        let at = self.others.binary_search(&other).ok()?;
         self.links.get_mut(at).filter(|link| link.serial == serial)
     }
 
@@ -260,7 +248,7 @@ impl Node {
 
     /// Takes a link out, if it is still that connection's.
     pub(crate) fn remove_link(&mut self, other: u32, serial: u32) -> Option<Link> {
-        let at = self.place_of(other)?;
+        let at = self.others.binary_search(&other).ok()?;
         if self.links.get(at)?.serial != serial {
             return None;
         }

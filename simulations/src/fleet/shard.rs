@@ -118,7 +118,7 @@ impl Shard {
     /// Arranges an input of the local driver.
     pub(crate) fn answer(&mut self, world: &World, node: u32, at: u64, input: Input) {
         let input = self.inputs.insert(input);
-        self.queue.push(at, Event::Input { node, life: world.life(node).life, input });
+        self.queue.push(at, Event::Input { node, life: world.fact(node).life, input });
     }
 
     pub(crate) fn time(&self) -> Timestamp {
@@ -138,7 +138,7 @@ impl Shard {
             return self.lost(event);
         }
         let node = event.node();
-        if world.life(node).stopped {
+        if world.fact(node).stopped {
             return self.own(node).missed.push_back(event);
         }
         match event {
@@ -194,12 +194,12 @@ impl Shard {
 
     /// Whether the process that an event is meant for still lives.
     fn is_for_somebody(&self, world: &World, event: &Event) -> bool {
-        let own = world.life(event.node());
+        let fact = world.fact(event.node());
         match *event {
             Event::Input { life, .. } | Event::Verified { life, .. } | Event::ReaderMoved { life, .. } => {
-                own.alive && own.life == life
+                fact.alive && fact.life == life
             }
-            _ => own.alive,
+            _ => fact.alive,
         }
     }
 
@@ -268,18 +268,18 @@ impl Shard {
         if self.own(from).bans.contains(&to) {
             return self.answer(world, from, self.now + 2 * delay, Input::ConnectFailed { peer });
         }
-        let dialed = Event::Dialed { node: to, from, life: world.life(from).life };
+        let dialed = Event::Dialed { node: to, from, life: world.fact(from).life };
         self.outbox.post(to, self.now + delay, Mail::Event(dialed));
     }
 
     /// Somebody dials. After TCP's handshake TLS 1.3 takes another round trip, and processor time of this side.
     fn dialed(&mut self, world: &World, node: u32, from: u32, life: u32) {
-        let (fact, own) = (world.fact(node), world.life(node));
+        let fact = world.fact(node);
         let delay = world.delay(from, node);
         let failed = |at: u64| (at, Mail::input(from, life, Input::ConnectFailed { peer: fact.peer }));
-        let (at, mail) = if !world.reaches(from, node) || own.stopped {
+        let (at, mail) = if !world.reaches(from, node) || fact.stopped {
             failed(self.now + nanos(world.config.connect_timeout).saturating_sub(delay))
-        } else if !own.alive || self.own(node).bans.contains(&from) {
+        } else if !fact.alive || self.own(node).bans.contains(&from) {
             failed(self.now + delay)
         } else {
             let work = nanos(world.config.handshake);

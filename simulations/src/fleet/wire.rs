@@ -132,7 +132,7 @@ impl Wire {
                     }
                 }
                 Happening::Provided { node, blob } => {
-                    if world.life(node).alive {
+                    if world.fact(node).alive {
                         self.dht.store(blob, node);
                     }
                 }
@@ -200,13 +200,12 @@ impl Wire {
 
     /// A handshake is over.
     fn open(&mut self, world: &World, from: u32, life: u32, to: u32) {
-        let (now, fact, callee) = (self.now, world.fact(to), world.life(to));
-        if !callee.alive || callee.stopped || !world.reaches(from, to) {
+        let (now, fact) = (self.now, world.fact(to));
+        if !fact.alive || fact.stopped || !world.reaches(from, to) {
             let input = Input::ConnectFailed { peer: fact.peer };
             return self.outbox.post(from, now, Mail::input(from, life, input));
         }
-        let caller = world.life(from);
-        if !caller.alive || caller.life != life {
+        if !world.fact(from).alive || world.fact(from).life != life {
             return;
         }
         let ends = (from.min(to), from.max(to));
@@ -284,7 +283,7 @@ impl Wire {
                 flow
             }
         };
-        let held_up = connection.cut || world.life(from).stopped || world.life(to).stopped;
+        let held_up = connection.cut || a.stopped || b.stopped;
         self.with_due(|network, now, due| network.carry(flow, now, bytes, due));
         if held_up {
             self.network.suspend(flow, self.now);
@@ -384,7 +383,7 @@ impl Wire {
             return;
         }
         let connection = &self.connections[number as usize];
-        let held = connection.cut || connection.ends.iter().any(|end| world.life(*end).stopped);
+        let held = connection.cut || connection.ends.iter().any(|end| world.fact(*end).stopped);
         let flows: Vec<_> =
             connection.ways.iter().filter(|way| way.begun).filter_map(|way| way.flow).collect();
         for flow in flows {

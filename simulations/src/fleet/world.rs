@@ -17,9 +17,14 @@ const SPREAD_PART: u64 = 5;
 #[derive(Debug)]
 pub(crate) struct Fact {
     pub(crate) peer: PeerId,
+    /// How often it was started: what was meant for a life before is not for this one.
+    pub(crate) life: u32,
     /// Nodes of different parts cannot reach each other.
     pub(crate) part: u32,
     pub(crate) zone: u32,
+    pub(crate) alive: bool,
+    /// Stopped as by SIGSTOP: it neither reads, sends nor runs, and its connections stay open.
+    pub(crate) stopped: bool,
     /// It sends rubbish.
     pub(crate) corrupt: bool,
     pub(crate) zone_name: Zone,
@@ -28,22 +33,11 @@ pub(crate) struct Fact {
     pub(crate) died: u64,
 }
 
-/// Whether a node lives: looked at for every event, and so apart from what else there is to know.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Life {
-    /// How often it was started: what was meant for a life before is not for this one.
-    pub(crate) life: u32,
-    pub(crate) alive: bool,
-    /// Stopped as by SIGSTOP: it neither reads, sends nor runs, and its connections stay open.
-    pub(crate) stopped: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) config: FleetConfig,
     seed: u64,
     pub(crate) facts: Vec<Fact>,
-    pub(crate) lives: Vec<Life>,
     pub(crate) origins: Vec<u32>,
     pub(crate) blobs: Vec<Truth>,
     pub(crate) by_digest: BTreeMap<Digest, u32>,
@@ -59,7 +53,6 @@ impl World {
             config,
             seed,
             facts: Vec::new(),
-            lives: Vec::new(),
             origins: Vec::new(),
             blobs: Vec::new(),
             by_digest: BTreeMap::new(),
@@ -70,14 +63,6 @@ impl World {
 
     pub(crate) fn fact(&self, node: u32) -> &Fact {
         &self.facts[node as usize]
-    }
-
-    pub(crate) fn life(&self, node: u32) -> Life {
-        self.lives[node as usize]
-    }
-
-    pub(crate) fn life_mut(&mut self, node: u32) -> &mut Life {
-        &mut self.lives[node as usize]
     }
 
     pub(crate) fn fact_mut(&mut self, node: u32) -> &mut Fact {
@@ -132,7 +117,7 @@ impl World {
             let other = self.fact(**origin);
             **origin != node
                 && self.reaches(node, **origin)
-                && (self.life(**origin).alive || now < other.died.saturating_add(forgotten))
+                && (other.alive || now < other.died.saturating_add(forgotten))
         };
         let mut zones: Vec<_> = self
             .origins
