@@ -20,31 +20,31 @@ pub(crate) trait Key: Copy + Eq {
 }
 
 impl Key for PeerId {
+    #[inline]
     fn head(&self) -> u64 {
-        head_of(self.public_key())
+        self.head()
     }
 }
 
 impl Key for Digest {
+    #[inline]
     fn head(&self) -> u64 {
-        head_of(self.as_bytes())
+        self.head()
     }
 }
 
 impl Key for (Digest, u32) {
+    #[inline]
     fn head(&self) -> u64 {
         self.0.head() ^ u64::from(self.1).wrapping_mul(FACTOR)
     }
 }
 
 impl Key for (Digest, PieceIndex) {
+    #[inline]
     fn head(&self) -> u64 {
         (self.0, self.1.get()).head()
     }
-}
-
-fn head_of(bytes: &[u8]) -> u64 {
-    bytes.first_chunk::<8>().map_or(0, |head| u64::from_le_bytes(*head))
 }
 
 /// That of FxHash (Firefox, rustc).
@@ -72,8 +72,8 @@ pub(crate) struct Map<K, V> {
     entries: Vec<(K, V)>,
     /// Places by key, of more than [`SCANNED_MAX`] keys; else empty.
     table: HashTable<usize>,
-    /// What was found last is looked for again more often than not.
-    last: Cell<(u32, usize)>,
+    /// What was found last, which is looked for again more often than not: its head and place.
+    last: Cell<(u64, usize)>,
 }
 
 impl<K, V> Default for Map<K, V> {
@@ -89,22 +89,26 @@ impl<K: Debug, V: Debug> Debug for Map<K, V> {
 }
 
 impl<K: Key, V> Map<K, V> {
+    #[inline]
     fn is_at(&self, place: usize, key: &K) -> bool {
         self.entries.get(place).is_some_and(|(known, _)| known == key)
     }
 
+    #[inline]
     fn place_of(&self, key: &K) -> Option<usize> {
         let head = key.head();
         let (known, last) = self.last.get();
-        if known == short(head) && self.is_at(last, key) {
-            return Some(last);
-        }
+        if known == head && self.is_at(last, key) { Some(last) } else { self.look_for(head, key) }
+    }
+
+    #[inline(never)]
+    fn look_for(&self, head: u64, key: &K) -> Option<usize> {
         let place = if self.table.is_empty() {
             self.scan(head, key)?
         } else {
             *self.table.find(hash_of(head), |place| self.is_at(*place, key))?
         };
-        self.last.set((short(head), place));
+        self.last.set((head, place));
         Some(place)
     }
 
@@ -131,15 +135,18 @@ impl<K: Key, V> Map<K, V> {
         self.entries.get(place).map(|(_, value)| value)
     }
 
+    #[inline]
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.entries.get(self.place_of(key)?).map(|(_, value)| value)
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let place = self.place_of(key)?;
         self.entries.get_mut(place).map(|(_, value)| value)
     }
 
+    #[inline]
     pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.place_of(key).is_some()
     }
@@ -166,7 +173,7 @@ impl<K: Key, V> Map<K, V> {
         let (place, head) = (self.entries.len(), key.head());
         self.heads.push(short(head));
         self.entries.push((key, value));
-        self.last.set((short(head), place));
+        self.last.set((head, place));
         let entries = &self.entries;
         let hash = |place: &usize| entries.get(*place).map_or(0, |(key, _)| hash_of(key.head()));
         if !self.table.is_empty() {

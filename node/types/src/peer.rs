@@ -43,6 +43,12 @@ impl PeerId {
         Self(key)
     }
 
+    /// The first eight bytes of the key, little-endian: what tables look a peer up by.
+    #[inline]
+    pub fn head(&self) -> u64 {
+        self.0.first_chunk().map_or(0, |head| u64::from_le_bytes(*head))
+    }
+
     /// The Ed25519 public key.
     pub const fn public_key(&self) -> &[u8; 32] {
         &self.0

@@ -11,8 +11,17 @@ pub const ZONE_BYTES_MAX: usize = 63;
 
 /// A zone label such as `aws-eu-west-1`: lower-case letters, digits, `-`, `.` and `_`, 1 to [`ZONE_BYTES_MAX`]
 /// bytes, starting and ending with a letter or digit.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "what is the same text is equal")]
 pub struct Zone(Arc<str>);
+
+/// Most labels that are compared are one and the same text.
+impl PartialEq for Zone {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
 
 /// The text is not a zone label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

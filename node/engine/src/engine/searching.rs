@@ -104,7 +104,7 @@ impl Engine {
             if near_owner {
                 swarm.search.near_owners.push(hint.peer);
             }
-            swarm.search.candidates.insert(hint.peer, Candidate::new(hint, owner, standing, self.now));
+            swarm.add_candidate(Candidate::new(hint, owner, standing, self.now));
         }
         if owner {
             self.refresh_zone(digest);
@@ -124,10 +124,8 @@ impl Engine {
             }
             let candidates = &swarm.search.candidates;
             let skipped = self.random.below(candidates.len().max(1));
-            let turned_away = |(peer, candidate): &(&PeerId, &Candidate)| {
-                candidate.standing == Standing::Fresh
-                    && !candidate.hint.complete
-                    && !swarm.members.contains_key(*peer)
+            let turned_away = |(_, candidate): &(&PeerId, &Candidate)| {
+                candidate.standing == Standing::Fresh && !candidate.hint.complete && !candidate.member
             };
             let later = candidates.iter().skip(skipped).find(turned_away);
             let Some((peer, _)) = later.or_else(|| candidates.iter().find(turned_away)) else { return };
@@ -162,12 +160,8 @@ impl Engine {
             return;
         }
         let mut fresh: Vec<(PeerId, bool, bool)> = swarm
-            .search
-            .candidates
-            .iter()
-            .filter(|(peer, candidate)| {
-                candidate.standing == Standing::Fresh && !swarm.members.contains_key(*peer)
-            })
+            .others()
+            .filter(|(_, candidate)| candidate.standing == Standing::Fresh)
             .map(|(peer, candidate)| (*peer, candidate.owner, candidate.hint.zone == self.zone))
             .collect();
         // Random keeps the graph connected. Owners come first while nothing is known and last of their zone after that: a crowd
@@ -417,21 +411,26 @@ impl Engine {
     /// random.
     pub(super) fn hints_for(&mut self, digest: Digest, peer: PeerId) -> Vec<PeerHint> {
         let zone = self.peers.get(&peer).map(|known| &known.zone);
+        let own_zone = zone == Some(&self.zone);
         let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
         let mut known: Vec<(bool, PeerId)> = Vec::new();
         for (id, member) in swarm.members.iter() {
             if *id != peer && member.is_joined() && !member.probe {
-                let near = self.peers.get(id).map(|other| &other.zone) == zone;
-                known.push((!near, *id));
+                let far = if own_zone {
+                    !member.same_zone
+                } else {
+                    member.same_zone || self.peers.get(id).map(|other| &other.zone) != zone
+                };
+                known.push((far, *id));
             }
         }
-        for (id, candidate) in swarm.search.candidates.iter() {
+        for (id, candidate) in swarm.others() {
             let useless = matches!(
                 candidate.standing,
                 Standing::Absent(Absence::NotHere | Absence::Unknown) | Standing::Gone
             );
             let hint = &candidate.hint;
-            if *id != peer && !useless && !hint.endpoints.is_empty() && !swarm.members.contains_key(id) {
+            if *id != peer && !useless && !hint.endpoints.is_empty() {
                 known.push((Some(&hint.zone) != zone, *id));
             }
         }
@@ -466,24 +465,24 @@ impl Engine {
         if swarm.search.candidates.len() >= most && !evict(swarm) && !evict_oldest(swarm) {
             return;
         }
-        let candidate = Candidate::new(hint, false, Standing::Fresh, now);
-        swarm.search.candidates.insert(peer, candidate);
+        swarm.add_candidate(Candidate::new(hint, false, Standing::Fresh, now));
     }
 
     /// Tells some members of one that has just joined: who came first would otherwise never hear of the others.
     pub(super) fn introduce(&mut self, digest: Digest, newcomer: PeerId) {
         let Some(hint) = self.hint_of(&newcomer, false) else { return };
         let Some(swarm) = self.swarms.get(&digest) else { return };
-        let mut others: Vec<PeerId> = swarm
+        let zone_of = |peer| self.peers.get(peer).map(|known| &known.zone);
+        let mut others: Vec<(bool, PeerId)> = swarm
             .members
             .iter()
             .filter(|(peer, member)| **peer != newcomer && member.is_leecher())
-            .map(|(peer, _)| *peer)
+            .map(|(peer, _)| (zone_of(peer) != Some(&hint.zone), *peer))
             .collect();
         self.random.shuffle(&mut others);
-        others.sort_by_key(|peer| self.peers.get(peer).map(|known| &known.zone) != Some(&hint.zone));
+        others.sort_by_key(|(far, _)| *far);
         others.truncate(INTRODUCTIONS_MAX);
-        for peer in others {
+        for (_, peer) in others {
             let Some(to) = self.their_channel(digest, &peer) else { continue };
             self.out.send(peer, Message::Peers { to, peers: vec![hint.clone()] });
         }
@@ -506,13 +505,9 @@ const INTRODUCTIONS_MAX: usize = 6;
 /// Makes room among the candidates: whoever was of no use, longest unheard first.
 fn evict(swarm: &mut Swarm) -> bool {
     let victim = swarm
-        .search
-        .candidates
-        .iter()
-        .filter(|(peer, candidate)| {
-            !candidate.owner
-                && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
-                && !swarm.members.contains_key(*peer)
+        .others()
+        .filter(|(_, candidate)| {
+            !candidate.owner && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
         })
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);

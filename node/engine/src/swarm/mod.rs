@@ -206,13 +206,30 @@ impl Swarm {
     pub(crate) fn add_member(&mut self, peer: PeerId, member: Member) {
         self.foreign_members = self.foreign_members.saturating_add(usize::from(!member.same_zone));
         self.members.insert(peer, member);
+        self.search.note_member(&peer, true);
         self.window_max.set(None);
         self.seeders.set(None);
+    }
+
+    /// Takes in a candidate that is not one yet.
+    pub(crate) fn add_candidate(&mut self, candidate: Candidate) {
+        let peer = candidate.hint.peer;
+        let member = self.members.contains_key(&peer);
+        self.search.candidates.insert(peer, Candidate { member, ..candidate });
+    }
+
+    /// Candidates that are no members.
+    pub(crate) fn others(&self) -> impl Iterator<Item = (&PeerId, &Candidate)> {
+        self.search.candidates.iter().filter(|(peer, candidate)| {
+            debug_assert_eq!(candidate.member, self.members.contains_key(peer));
+            !candidate.member
+        })
     }
 
     /// Takes a member out, with what it was asked for.
     pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
         let member = self.members.swap_remove(peer)?;
+        self.search.note_member(peer, false);
         self.window_max.set(None);
         self.seeders.set(None);
         if member.same_zone {

@@ -37,6 +37,8 @@ pub(crate) struct Candidate {
     /// Rendezvous hashing named it an owner.
     pub(crate) owner: bool,
     pub(crate) standing: Standing,
+    /// It is a member of the swarm.
+    pub(crate) member: bool,
     pub(crate) heard: Timestamp,
     /// When it was dialled or, being connected, asked.
     pub(crate) tried: Timestamp,
@@ -44,7 +46,7 @@ pub(crate) struct Candidate {
 
 impl Candidate {
     pub(crate) fn new(hint: PeerHint, owner: bool, standing: Standing, now: Timestamp) -> Self {
-        Self { hint, owner, standing, heard: now, tried: now }
+        Self { hint, owner, standing, member: false, heard: now, tried: now }
     }
 
     /// Whether it has not been found to be gone or without the blob.
@@ -91,6 +93,13 @@ impl Search {
 
     pub(crate) fn is_looking(&self) -> bool {
         self.owners == Lookup::Running || self.dht == Lookup::Running
+    }
+
+    /// Notes that a peer has become a member, or is none any more.
+    pub(crate) fn note_member(&mut self, peer: &PeerId, member: bool) {
+        if let Some(candidate) = self.candidates.get_mut(peer) {
+            candidate.member = member;
+        }
     }
 
     pub(crate) fn set_standing(&mut self, peer: &PeerId, standing: Standing) {
