@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shoal_types::{Digest, PeerId, Timestamp};
 
-use crate::keyed::{FACTOR, Key, Map};
+use crate::keyed::Map;
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,31 +27,103 @@ pub(crate) enum Timer {
     Uploads,
 }
 
-impl Key for Timer {
-    fn head(&self) -> u64 {
-        let (kind, head) = match self {
-            Self::Haves(digest) => (1, digest.head()),
-            Self::FarHaves(digest) => (2, digest.head()),
-            Self::Search(digest) => (3, digest.head()),
-            Self::Fill(digest) => (4, digest.head()),
-            Self::Linger(digest) => (5, digest.head()),
-            Self::Stall(peer) => (6, peer.head()),
-            Self::Idle(peer) => (7, peer.head()),
-            Self::Uploads => (8, 0),
-        };
-        head ^ FACTOR.wrapping_mul(kind)
-    }
-}
-
 /// A deadline: when, and the how manieth that was set.
 type Place = (Timestamp, u64);
+
+/// A standing deadline: its place, and its timer's number.
+type Standing = Option<(Place, usize)>;
+
+#[derive(Debug, Default)]
+struct OfSwarm {
+    haves: Standing,
+    far_haves: Standing,
+    search: Standing,
+    fill: Standing,
+    linger: Standing,
+}
+
+#[derive(Debug, Default)]
+struct OfPeer {
+    stall: Standing,
+    idle: Standing,
+}
+
+/// Standing deadlines by name. Whoever has none is not kept.
+#[derive(Debug, Default)]
+struct Names {
+    swarms: Map<Digest, OfSwarm>,
+    peers: Map<PeerId, OfPeer>,
+    uploads: Standing,
+}
+
+impl Names {
+    fn get(&self, timer: Timer) -> Standing {
+        match timer {
+            Timer::Haves(digest) => self.swarms.get(&digest)?.haves,
+            Timer::FarHaves(digest) => self.swarms.get(&digest)?.far_haves,
+            Timer::Search(digest) => self.swarms.get(&digest)?.search,
+            Timer::Fill(digest) => self.swarms.get(&digest)?.fill,
+            Timer::Linger(digest) => self.swarms.get(&digest)?.linger,
+            Timer::Stall(peer) => self.peers.get(&peer)?.stall,
+            Timer::Idle(peer) => self.peers.get(&peer)?.idle,
+            Timer::Uploads => self.uploads,
+        }
+    }
+
+    fn get_mut(&mut self, timer: Timer) -> Option<&mut Standing> {
+        Some(match timer {
+            Timer::Haves(digest) => &mut self.swarm(digest)?.haves,
+            Timer::FarHaves(digest) => &mut self.swarm(digest)?.far_haves,
+            Timer::Search(digest) => &mut self.swarm(digest)?.search,
+            Timer::Fill(digest) => &mut self.swarm(digest)?.fill,
+            Timer::Linger(digest) => &mut self.swarm(digest)?.linger,
+            Timer::Stall(peer) => &mut self.peer(peer)?.stall,
+            Timer::Idle(peer) => &mut self.peer(peer)?.idle,
+            Timer::Uploads => &mut self.uploads,
+        })
+    }
+
+    fn swarm(&mut self, digest: Digest) -> Option<&mut OfSwarm> {
+        self.swarms.get_or_insert_with(digest, OfSwarm::default)
+    }
+
+    fn peer(&mut self, peer: PeerId) -> Option<&mut OfPeer> {
+        self.peers.get_or_insert_with(peer, OfPeer::default)
+    }
+
+    /// Takes a deadline out.
+    fn take(&mut self, timer: Timer) -> Standing {
+        self.get(timer)?;
+        let taken = self.get_mut(timer)?.take();
+        match timer {
+            Timer::Haves(digest)
+            | Timer::FarHaves(digest)
+            | Timer::Search(digest)
+            | Timer::Fill(digest)
+            | Timer::Linger(digest) => {
+                let OfSwarm { haves, far_haves, search, fill, linger } = self.swarms.get(&digest)?;
+                if [haves, far_haves, search, fill, linger].iter().all(|standing| standing.is_none()) {
+                    self.swarms.swap_remove(&digest);
+                }
+            }
+            Timer::Stall(peer) | Timer::Idle(peer) => {
+                let OfPeer { stall, idle } = self.peers.get(&peer)?;
+                if stall.is_none() && idle.is_none() {
+                    self.peers.swap_remove(&peer);
+                }
+            }
+            Timer::Uploads => {}
+        }
+        taken
+    }
+}
 
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     /// Numbers of timers by time and, at one time, in the order in which they were set.
     by_time: BTreeMap<Place, usize>,
-    by_name: Map<Timer, (Place, usize)>,
+    by_name: Names,
     /// Timers by number, and the numbers that are free.
     names: Vec<Timer>,
     unused: Vec<usize>,
@@ -66,7 +138,8 @@ impl Timers {
     pub(crate) fn set(&mut self, timer: Timer, at: Timestamp) {
         self.sets = self.sets.wrapping_add(1);
         let place = (at, self.sets);
-        let number = match self.by_name.get_mut(&timer) {
+        let Some(standing) = self.by_name.get_mut(timer) else { return };
+        let number = match standing {
             Some((before, _)) if before.0 == at => return,
             Some((before, number)) => {
                 self.by_time.remove(&std::mem::replace(before, place));
@@ -78,7 +151,7 @@ impl Timers {
                     Some(name) => *name = timer,
                     None => self.names.push(timer),
                 }
-                self.by_name.insert(timer, (place, number));
+                *standing = Some((place, number));
                 number
             }
         };
@@ -88,13 +161,13 @@ impl Timers {
 
     /// Sets a deadline unless an earlier one stands.
     pub(crate) fn set_earlier(&mut self, timer: Timer, at: Timestamp) {
-        if self.by_name.get(&timer).is_none_or(|((standing, _), _)| at < *standing) {
+        if self.by_name.get(timer).is_none_or(|((standing, _), _)| at < standing) {
             self.set(timer, at);
         }
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some((place, number)) = self.by_name.swap_remove(&timer) {
+        if let Some((place, number)) = self.by_name.take(timer) {
             self.by_time.remove(&place);
             self.unused.push(number);
             self.note_first();
@@ -106,7 +179,7 @@ impl Timers {
     }
 
     pub(crate) fn is_set(&self, timer: Timer) -> bool {
-        self.by_name.contains_key(&timer)
+        self.by_name.get(timer).is_some()
     }
 
     pub(crate) fn next(&self) -> Option<Timestamp> {
@@ -120,7 +193,7 @@ impl Timers {
             let number = first.remove();
             self.unused.push(number);
             let Some(timer) = self.names.get(number) else { continue };
-            self.by_name.swap_remove(timer);
+            self.by_name.take(*timer);
             due.push(*timer);
         }
         self.note_first();
@@ -144,5 +217,62 @@ mod tests {
         assert!(timers.take_due(at(8)).is_empty());
         assert_eq!(timers.take_due(at(9)), vec![Timer::Uploads]);
         assert_eq!(timers.next(), None);
+    }
+    /// Every operation against the naive model: a list of names with their deadlines, in the order in which they were set.
+    #[test]
+    fn deadlines_are_those_of_a_list() {
+        use rand_core::{Rng as _, SeedableRng as _};
+        let digests = [b"a", b"b"].map(|text| Digest::sha256(text));
+        let names: Vec<Timer> = digests
+            .into_iter()
+            .flat_map(|digest| {
+                let of = [Timer::Haves, Timer::FarHaves, Timer::Search, Timer::Fill, Timer::Linger];
+                of.map(|name| name(digest))
+            })
+            .chain((0..40).flat_map(|n| {
+                let peer = PeerId::from_public_key([n; 32]);
+                [Timer::Stall(peer), Timer::Idle(peer)]
+            }))
+            .chain([Timer::Uploads])
+            .collect();
+        let mut random = rand_pcg::Pcg64::seed_from_u64(3);
+        let mut draw = |bound: usize| (random.next_u64() % bound as u64) as usize;
+        let at = |ms: usize| Timestamp::from_start(Duration::from_millis(ms as u64));
+        let (mut timers, mut model) = (Timers::default(), Vec::<(Timestamp, Timer)>::new());
+        for now in 0..20_000 {
+            let name = names[draw(names.len())];
+            let then = at(now / 20 + draw(60));
+            let known = model.iter().position(|(_, known)| *known == name);
+            let op = draw(4);
+            let moved = match (op, known) {
+                (0, Some(place)) => {
+                    timers.cancel(name);
+                    model.remove(place);
+                    false
+                }
+                (1, Some(place)) => model[place].0 != then,
+                (_, Some(place)) => model[place].0 > then,
+                (0, None) => false,
+                (_, None) => true,
+            };
+            match op {
+                0 => timers.cancel(name),
+                1 => timers.set(name, then),
+                _ => timers.set_earlier(name, then),
+            }
+            if moved {
+                model.retain(|(_, known)| *known != name);
+                model.push((then, name));
+            }
+            model.sort_by_key(|(at, _)| *at);
+            let due = model.partition_point(|(then, _)| *then <= at(now / 20));
+            let due: Vec<Timer> = model.drain(..due).map(|(_, name)| name).collect();
+            assert_eq!(timers.take_due(at(now / 20)), due);
+            assert_eq!(timers.next(), model.first().map(|(at, _)| *at));
+            let name = names[draw(names.len())];
+            assert_eq!(timers.is_set(name), model.iter().any(|(_, known)| *known == name));
+        }
+        let kept = (timers.by_name.swarms.len(), timers.by_name.peers.len(), timers.names.len());
+        assert!(kept.0 <= 2 && kept.1 <= model.len() && kept.2 <= names.len(), "{kept:?}");
     }
 }
