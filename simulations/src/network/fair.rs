@@ -24,15 +24,35 @@ pub(crate) struct Demand {
     pub(crate) rate: f64,
 }
 
+/// A flow whose rate is open. All of them are gone through in every round, one beside the other.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    crosses: [u32; RESOURCES],
+    /// Its place among the demands.
+    at: u32,
+    weight: f64,
+    /// Its own limit by weight.
+    limit: f64,
+    /// What it is offered by weight.
+    wish: f64,
+}
+
+/// What a resource offers its flows by weight, and the least that one of them is offered anywhere.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    share: f64,
+    low: f64,
+}
+
 /// Shares capacities by progressive filling. Buffers live here so that nothing is allocated a round.
 #[derive(Debug, Default)]
 pub(crate) struct Filler {
     /// Weights of the flows whose rates are open.
     weight: Vec<f64>,
-    share: Vec<f64>,
-    low: Vec<f64>,
-    open: Vec<u32>,
-    wish: Vec<f64>,
+    offers: Vec<Offer>,
+    /// Resources none of whose flows is offered less elsewhere.
+    bottleneck: Vec<bool>,
+    open: Vec<Open>,
 }
 
 impl Filler {
@@ -44,16 +64,14 @@ impl Filler {
     /// rest, in turn and a few times, take the least of what their resources can still offer each of their flows. That
     /// never exceeds a capacity and leaves little unused.
     pub(crate) fn fill(&mut self, left: &mut [f64], demands: &mut [Demand]) {
-        let resources = left.len();
         self.weight.clear();
-        self.weight.resize(resources, 0.0);
-        self.share.resize(resources, 0.0);
-        self.low.resize(resources, 0.0);
+        self.weight.resize(left.len(), 0.0);
         self.open.clear();
-        self.open.extend(0..u32::try_from(demands.len()).unwrap_or(u32::MAX));
-        for demand in demands.iter() {
-            for place in distinct(&demand.crosses) {
-                self.weight[*place as usize] += demand.weight;
+        for (demand, at) in demands.iter().zip(0..) {
+            let Demand { crosses, weight, limit, .. } = *demand;
+            self.open.push(Open { crosses, at, weight, limit: limit / weight, wish: 0.0 });
+            for place in distinct(&crosses) {
+                self.weight[*place as usize] += weight;
             }
         }
         for _ in 0..ROUNDS {
@@ -62,8 +80,8 @@ impl Filler {
             }
             self.round(left, demands);
         }
-        for at in &self.open {
-            demands[*at as usize].rate = 0.0;
+        for open in &self.open {
+            demands[open.at as usize].rate = 0.0;
         }
         for _ in 0..PASSES {
             self.pass(left, demands);
@@ -71,57 +89,56 @@ impl Filler {
     }
 
     fn pass(&mut self, left: &mut [f64], demands: &mut [Demand]) {
-        for at in &self.open {
+        for Open { crosses, at, weight, .. } in &self.open {
             let demand = &mut demands[*at as usize];
             let part = |resource: &u32| left[*resource as usize] / self.weight[*resource as usize];
-            let offered = |resource: &u32| part(resource) * demand.weight;
+            let offered = |resource: &u32| part(resource) * weight;
             let room = demand.limit - demand.rate;
-            let more = demand.crosses.iter().map(offered).fold(room, f64::min).max(0.0);
+            let more = distinct(crosses).iter().map(offered).fold(room, f64::min).max(0.0);
             demand.rate += more;
-            settle(left, &mut self.weight, demand, more);
+            settle(left, &mut self.weight, crosses, *weight, more);
         }
-        for at in &self.open {
-            let Demand { crosses, weight, .. } = demands[*at as usize];
-            for place in distinct(&crosses) {
+        for Open { crosses, weight, .. } in &self.open {
+            for place in distinct(crosses) {
                 self.weight[*place as usize] += weight;
             }
         }
     }
 
     fn round(&mut self, left: &mut [f64], demands: &mut [Demand]) {
-        for ((share, weight), left) in self.share.iter_mut().zip(&self.weight).zip(left.iter()) {
+        self.offers.clear();
+        self.offers.extend(self.weight.iter().zip(left.iter()).map(|(weight, left)| {
             // Sums of weights that were taken away one by one leave a rest.
-            *share = if *weight > NOTHING { left.max(0.0) / weight } else { f64::INFINITY };
-        }
-        self.low.fill(f64::INFINITY);
-        self.wish.clear();
-        for at in &self.open {
-            let Demand { crosses: [a, b, c], limit, weight, .. } = demands[*at as usize];
-            let [a, b, c] = [a as usize, b as usize, c as usize];
-            let wish = self.share[a].min(self.share[b]).min(self.share[c]).min(limit / weight);
-            for resource in [a, b, c] {
-                self.low[resource] = self.low[resource].min(wish);
-            }
-            self.wish.push(wish);
-        }
-        let mut kept = 0;
-        for place in 0..self.open.len() {
-            let (at, wish) = (self.open[place], self.wish[place]);
-            let demand = &mut demands[at as usize];
-            let bottleneck = |resource: &u32| {
-                let resource = *resource as usize;
-                self.low[resource] * EQUAL >= self.share[resource]
-            };
-            if wish * demand.weight >= demand.limit || demand.crosses.iter().any(bottleneck) {
-                demand.rate = wish * demand.weight;
-                settle(left, &mut self.weight, demand, demand.rate);
-            } else {
-                self.open[kept] = at;
-                kept += 1;
+            let share = if *weight > NOTHING { left.max(0.0) / weight } else { f64::INFINITY };
+            Offer { share, low: f64::INFINITY }
+        }));
+        for open in &mut self.open {
+            let crosses = distinct(&open.crosses);
+            let share = |resource: &u32| self.offers[*resource as usize].share;
+            open.wish = crosses.iter().map(share).fold(open.limit, less);
+            for resource in crosses {
+                let low = &mut self.offers[*resource as usize].low;
+                *low = less(*low, open.wish);
             }
         }
-        self.open.truncate(kept);
+        self.bottleneck.clear();
+        self.bottleneck.extend(self.offers.iter().map(|offer| offer.low * EQUAL >= offer.share));
+        self.open.retain(|open| {
+            let final_ = open.wish >= open.limit
+                || distinct(&open.crosses).iter().any(|resource| self.bottleneck[*resource as usize]);
+            if final_ {
+                let rate = open.wish * open.weight;
+                demands[open.at as usize].rate = rate;
+                settle(left, &mut self.weight, &open.crosses, open.weight, rate);
+            }
+            !final_
+        });
     }
+}
+
+/// The smaller one, neither being NaN: a third of the instructions of `f64::min`.
+fn less(a: f64, b: f64) -> f64 {
+    if a < b { a } else { b }
 }
 
 /// What a flow crosses, once each.
@@ -129,11 +146,11 @@ fn distinct(crosses: &[u32; RESOURCES]) -> &[u32] {
     if crosses[2] == crosses[0] { &crosses[..2] } else { crosses }
 }
 
-fn settle(left: &mut [f64], weight: &mut [f64], demand: &Demand, rate: f64) {
-    for place in distinct(&demand.crosses) {
+fn settle(left: &mut [f64], weight: &mut [f64], crosses: &[u32; RESOURCES], own: f64, rate: f64) {
+    for place in distinct(crosses) {
         let place = *place as usize;
         left[place] = (left[place] - rate).max(0.0);
-        weight[place] -= demand.weight;
+        weight[place] -= own;
     }
 }
 
