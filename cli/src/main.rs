@@ -12,6 +12,7 @@ mod images;
 mod install;
 mod keys;
 mod otlp;
+mod pages;
 mod preheat;
 mod progress;
 mod push;
@@ -28,6 +29,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::flags::DaemonFlags;
+
+/// One that can be told to ask for huge pages: see [`pages`]. On arm64 it would work with one size of pages only, that of the
+/// kernel it was built on.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Peer-to-peer distribution of container images.
 #[derive(Parser)]

@@ -8,6 +8,7 @@ use shoal_simulations::report::{Report, compare, plot};
 use shoal_simulations::scenario::{Scenario, Simulation};
 use shoal_simulations::{TraceFilter, fuzz};
 
+use crate::pages;
 use crate::progress::{Progress, Unit};
 
 /// Options of `shoal simulate`.
@@ -59,6 +60,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
         return run_fuzz(args.seed.unwrap_or(0), count, args.trace, args.json);
     }
     let Some(file) = &args.scenario else { bail!("name a scenario") };
+    pages::ask_for_huge();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let scenario = Scenario::parse(&text).with_context(|| file.display().to_string())?;
     let mut simulation = Simulation::new(&scenario, args.seed).with_context(|| file.display().to_string())?;

@@ -1,7 +1,13 @@
-//! Runs a scenario file without the rest of the program: `cargo run --example simulate -- FILE [SEED]`.
+//! Runs a scenario file without the rest of the program: `cargo run --example simulate -- FILE [SEED]`, with
+//! `_RJEM_MALLOC_CONF=thp:always,metadata_thp:always` for huge pages, which `shoal simulate` asks for by itself.
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a program for people, with a clock")]
 
 use shoal_simulations::scenario::{Scenario, Simulation};
+
+/// That of the program.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);

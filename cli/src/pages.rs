@@ -1,0 +1,26 @@
+//! Huge pages, for a process whose memory is far larger than the processor's caches.
+
+/// What jemalloc reads when a process starts (jemalloc(3), "TUNING"). Nothing can change these settings later.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const SETTINGS: &str = "_RJEM_MALLOC_CONF";
+
+/// Starts the program anew, with an allocator that asks the kernel for huge pages: with Linux's usual setting (`madvise`) it
+/// gives them to nobody else. Returns when that was done before, when the allocator was given settings by somebody, and
+/// where there is nothing to be set: then small pages have to do.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn ask_for_huge() {
+    use std::os::unix::process::CommandExt as _;
+
+    if std::env::var_os(SETTINGS).is_some() {
+        return;
+    }
+    let Ok(program) = std::env::current_exe() else { return };
+    let mut command = std::process::Command::new(program);
+    command.args(std::env::args_os().skip(1)).env(SETTINGS, "thp:always,metadata_thp:always");
+    let why = command.exec();
+    tracing::debug!(%why, "cannot start anew with huge pages");
+}
+
+/// Elsewhere the allocator is the system's, and there is nothing to be set.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub(crate) fn ask_for_huge() {}
