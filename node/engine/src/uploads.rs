@@ -308,6 +308,16 @@ impl Uploads {
         Some(since + time).filter(|until| *until > now)
     }
 
+    /// When the next send may begin at the latest, as far as time alone decides: a send hangs then and gives its slot up, or beginners'
+    /// next is due. Where no slot is free that is not looked at: it is when one is.
+    pub(crate) fn free_at(&self, config: &EngineConfig, now: Timestamp) -> Timestamp {
+        let hold = self.slot_hold(config);
+        let hangs = self.active.last(self.slots(config)).map(|(since, _)| since + hold);
+        let hangs = hangs.filter(|at| *at > now).unwrap_or(now + hold);
+        let paced = self.held_back(config, now).filter(|_| self.has_slot(config, now));
+        paced.map_or(hangs, |paced| paced.min(hangs))
+    }
+
     /// Peers a seeder has room for: so many that each gets a piece in a short time, at the pace of the last sends.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
     pub(crate) fn seed_room(&self, config: &EngineConfig) -> usize {
@@ -502,6 +512,24 @@ mod tests {
         assert_eq!(begin(&mut uploads, &config, 54).len(), 1);
         assert_eq!((55..120).map(|millis| begin(&mut uploads, &config, millis).len()).sum::<usize>(), 7);
         assert_eq!((uploads.active.count, uploads.slots(&config)), (11, 11));
+    }
+
+    #[test]
+    fn what_waits_is_looked_at_when_time_alone_could_let_it_begin() {
+        let config = EngineConfig { upload_queue_min: 1000, upload_slots: 5, ..EngineConfig::default() };
+        let mut uploads = forty_wait(&config);
+        assert_eq!(begin(&mut uploads, &config, 0).len(), 3);
+        assert_eq!(uploads.free_at(&config, at(10)), at(50), "a slot is free, and the pace decides");
+        assert_eq!(begin(&mut uploads, &config, 50).len(), 2);
+        let hold = config.upload_slot_hold;
+        assert!(uploads.push(&config, peer(50), true, Job { progress: 2, ..job(50) }));
+        assert_eq!(uploads.free_at(&config, at(51)), at(0) + hold, "the first three hang then");
+        let later = at(1) + hold;
+        assert_eq!(
+            uploads.free_at(&config, later),
+            later + hold,
+            "nothing comes of waiting but what was seen"
+        );
     }
 
     #[test]

@@ -233,8 +233,7 @@ impl Engine {
             let allowed = |same_zone: bool| same_zone || link.is_none();
             let Some((peer, job)) = self.uploads.next(&self.config, self.now, allowed) else {
                 // A slot or the link will be free again; a hung send frees its slot by time, and the wire its next piece's.
-                let at = link.unwrap_or(self.now + self.uploads.slot_hold(&self.config));
-                let at = self.uploads.held_back(&self.config, self.now).map_or(at, |paced| paced.min(at));
+                let at = link.unwrap_or_else(|| self.uploads.free_at(&self.config, self.now));
                 return self
                     .timers
                     .set_earlier(Timer::Uploads, at.max(self.now + super::connections::TICK_MIN));
@@ -254,11 +253,17 @@ impl Engine {
     pub(super) fn note_have(&mut self, digest: Digest, number: u32) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         swarm.haves.push(number);
-        swarm.far_haves.push(number);
+        // Whoever comes from elsewhere later is told of all there is then.
+        let abroad = swarm.has_foreign_members();
+        if abroad {
+            swarm.far_haves.push(number);
+        }
         let early =
             swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
         let full = swarm.haves.len() >= self.config.have_batch_max;
-        self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
+        if abroad {
+            self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
+        }
         if early || full {
             self.flush_haves(digest);
         } else {
@@ -309,8 +314,9 @@ impl Engine {
             let seeder = member.is_complete();
             let owed = member.owed.len().saturating_add(pieces.len());
             let enough = !spans_zones && !seeder && {
-                let lacked = member.pieces.as_ref().map_or(0, |theirs| blob.have.count_beyond(theirs));
-                lacked as usize >= owed.saturating_add(self.config.have_enough_pieces)
+                let least = u32::try_from(owed.saturating_add(self.config.have_enough_pieces));
+                let (least, theirs) = (least.unwrap_or(u32::MAX), member.pieces.as_ref());
+                theirs.is_some_and(|theirs| blob.have.has_so_many_beyond(theirs, least))
             };
             if member.owed_until.is_none() && (seeder || !pieces.iter().all(held)) {
                 let wait = if enough { self.config.have_delay_enough } else { Duration::ZERO };
