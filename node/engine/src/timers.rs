@@ -221,7 +221,6 @@ mod tests {
     /// Every operation against the naive model: a list of names with their deadlines, in the order in which they were set.
     #[test]
     fn deadlines_are_those_of_a_list() {
-        use rand_core::{Rng as _, SeedableRng as _};
         let digests = [b"a", b"b"].map(|text| Digest::sha256(text));
         let names: Vec<Timer> = digests
             .into_iter()
@@ -235,8 +234,8 @@ mod tests {
             }))
             .chain([Timer::Uploads])
             .collect();
-        let mut random = rand_pcg::Pcg64::seed_from_u64(3);
-        let mut draw = |bound: usize| (random.next_u64() % bound as u64) as usize;
+        let mut random = crate::random::Random::new(3);
+        let mut draw = |bound| random.below(bound);
         let at = |ms: usize| Timestamp::from_start(Duration::from_millis(ms as u64));
         let (mut timers, mut model) = (Timers::default(), Vec::<(Timestamp, Timer)>::new());
         for now in 0..20_000 {
