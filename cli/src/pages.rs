@@ -5,16 +5,22 @@
 const SETTINGS: &str = "_RJEM_MALLOC_CONF";
 
 /// Starts the program anew, with an allocator that asks the kernel for huge pages: with Linux's usual setting (`madvise`) it
-/// gives them to nobody else. Returns when that was done before, when the allocator was given settings by somebody, and
-/// where there is nothing to be set: then small pages have to do.
+/// gives them to nobody else. Returns when that was done before, when somebody gave the allocator settings (or none: an empty
+/// variable will do), and where it cannot be done: then small pages have to do.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn ask_for_huge() {
     use std::os::unix::process::CommandExt as _;
+    use std::path::{Path, PathBuf};
 
     if std::env::var_os(SETTINGS).is_some() {
         return;
     }
     let Ok(program) = std::env::current_exe() else { return };
+    // What runs is not the program where a loader or a debugger was told to run it.
+    let called = std::env::args_os().next().map(PathBuf::from);
+    if called.as_deref().and_then(Path::file_name) != program.file_name() {
+        return;
+    }
     let mut command = std::process::Command::new(program);
     command.args(std::env::args_os().skip(1)).env(SETTINGS, "thp:always,metadata_thp:always");
     let why = command.exec();

@@ -234,7 +234,9 @@ mod tests {
                     let from = draw(nodes) as u32;
                     let crosses = [from, nodes as u32 + draw(nodes) as u32, from];
                     let far = Demand { weight: 0.5, ..demand([crosses[0], crosses[1], link]) };
-                    if draw(3) == 0 { far } else { demand(crosses) }
+                    let own = if draw(3) == 0 { far } else { demand(crosses) };
+                    let limit = (1 + draw(8)) as f64 * 2.0;
+                    if draw(3) == 0 { Demand { limit, ..own } } else { own }
                 })
                 .collect();
             let expected = exact(&capacities, &demands);
@@ -242,6 +244,7 @@ mod tests {
             Filler::default().fill(&mut left, &mut demands);
             let mut used = vec![0.0; capacities.len()];
             for demand in &demands {
+                assert!(demand.rate <= demand.limit, "{demand:?}");
                 let [a, b, c] = demand.crosses;
                 used[a as usize] += demand.rate;
                 used[b as usize] += demand.rate;

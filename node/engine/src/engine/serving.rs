@@ -233,7 +233,8 @@ impl Engine {
             let allowed = |same_zone: bool| same_zone || link.is_none();
             let Some((peer, job)) = self.uploads.next(&self.config, self.now, allowed) else {
                 // A slot or the link will be free again; a hung send frees its slot by time, and the wire its next piece's.
-                let at = link.unwrap_or_else(|| self.uploads.free_at(&self.config, self.now));
+                let free = self.uploads.free_at(&self.config, self.now);
+                let at = link.map_or(free, |link| link.min(free));
                 return self
                     .timers
                     .set_earlier(Timer::Uploads, at.max(self.now + super::connections::TICK_MIN));
