@@ -40,8 +40,6 @@ struct Peer {
     flow: Flow,
     messages: Bucket,
     idle_since: Timestamp,
-    /// When it is looked at for a stall, if that is arranged.
-    stall_at: Option<Timestamp>,
     /// It is being disconnected.
     dropped: bool,
 }

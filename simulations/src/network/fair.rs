@@ -124,19 +124,19 @@ impl Filler {
         self.bottleneck.clear();
         self.bottleneck.extend(self.offers.iter().map(|offer| offer.low * EQUAL >= offer.share));
         self.open.retain(|open| {
-            let final_ = open.wish >= open.limit
+            let is_final = open.wish >= open.limit
                 || distinct(&open.crosses).iter().any(|resource| self.bottleneck[*resource as usize]);
-            if final_ {
+            if is_final {
                 let rate = open.wish * open.weight;
                 demands[open.at as usize].rate = rate;
                 settle(left, &mut self.weight, &open.crosses, open.weight, rate);
             }
-            !final_
+            !is_final
         });
     }
 }
 
-/// The smaller one, neither being NaN: a third of the instructions of `f64::min`.
+/// The smaller one, neither being NaN, which `f64::min` has to look for.
 fn less(a: f64, b: f64) -> f64 {
     if a < b { a } else { b }
 }

@@ -51,7 +51,6 @@ impl Engine {
                     flow,
                     messages: Bucket::new(Some(self.config.messages_per_sec_max), self.now),
                     idle_since: self.now,
-                    stall_at: None,
                     dropped: false,
                 },
             );
@@ -125,7 +124,6 @@ impl Engine {
             return;
         }
         known.dropped = true;
-        known.stall_at = None;
         let channels = std::mem::take(&mut known.channels);
         self.out.push(Effect::Disconnect { peer, why, ban });
         self.out.report(Event::PeerDropped { peer, why });
@@ -174,7 +172,6 @@ impl Engine {
     pub(super) fn check_stall(&mut self, peer: PeerId) {
         self.stalls = self.stalls && self.peers.values().any(|known| known.flow.stalled);
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        known.stall_at = None;
         if known.dropped {
             return;
         }
@@ -200,7 +197,7 @@ impl Engine {
         }
         let due = flow.life + stall_after(&self.config, flow, self.links.get(&known.zone));
         if !flow.stalled && due > self.now {
-            return self.look_at_stall(peer, due);
+            return self.timers.set(Timer::Stall(peer), due);
         }
         if !flow.stalled {
             flow.stalled = true;
@@ -226,29 +223,14 @@ impl Engine {
         } else {
             (known.flow.life + self.config.silence_max).min(self.now + self.config.stall_max)
         };
-        self.look_at_stall(peer, at.max(self.now + TICK_MIN));
-    }
-
-    fn look_at_stall(&mut self, peer: PeerId, at: Timestamp) {
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.stall_at = Some(at);
-            self.timers.set(Timer::Stall(peer), at);
-        }
+        self.timers.set(Timer::Stall(peer), at.max(self.now + TICK_MIN));
     }
 
     pub(super) fn arm_stall(&mut self, peer: PeerId) {
         let Some(known) = self.peers.get(&peer) else { return };
         let at: Timestamp =
             known.flow.life + stall_after(&self.config, &known.flow, self.links.get(&known.zone));
-        let at = at.max(self.now + TICK_MIN);
-        // One that is due now may be looked at in a moment.
-        debug_assert!(
-            known.stall_at.is_some_and(|at| at <= self.now)
-                || known.stall_at.is_some() == self.timers.is_set(Timer::Stall(peer))
-        );
-        if known.stall_at.is_none_or(|standing| at < standing) {
-            self.look_at_stall(peer, at);
-        }
+        self.timers.set_earlier(Timer::Stall(peer), at.max(self.now + TICK_MIN));
     }
 }
 
