@@ -14,8 +14,8 @@ use crate::swarm::member::Outstanding;
 use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
 
-/// How often pieces held back for somebody else are looked at again.
-const HELD_BACK_TICK: Duration = Duration::from_millis(50);
+/// How often pieces held back for somebody else, and peers without room, are looked at again.
+pub(super) const HELD_BACK_TICK: Duration = Duration::from_millis(50);
 
 impl Engine {
     /// Asks for as much as is allowed, one piece a peer in turn, so that the first pieces come from everybody.

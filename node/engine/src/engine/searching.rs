@@ -6,6 +6,7 @@ use std::time::Duration;
 use shoal_types::{Digest, PeerId, Timestamp};
 
 use super::Engine;
+use super::asking::HELD_BACK_TICK;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
 use crate::swarm::Swarm;
@@ -382,12 +383,15 @@ impl Engine {
         let idle = swarm.blob.as_ref().is_some_and(|blob| {
             !blob.complete && blob.pending.is_empty() && blob.picker.wanted() > 0 && !swarm.in_backend
         });
-        let starved = idle
-            && swarm.wants_payload(now, self.config.linger)
-            && swarm.members.values().all(|member| member.interesting == 0);
+        let waits = idle && swarm.wants_payload(now, self.config.linger);
+        let starved = waits && swarm.members.values().all(|member| member.interesting == 0);
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         if !starved {
             swarm.starved = None;
+            // Who has something has no room: other downloads have it, and however they end, they wake nobody.
+            if waits {
+                self.timers.set_earlier(Timer::Fill(digest), now + HELD_BACK_TICK);
+            }
             return;
         }
         let since = *swarm.starved.get_or_insert(now);

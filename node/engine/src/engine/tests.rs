@@ -8,6 +8,7 @@
 
 mod crowd;
 mod live;
+mod room;
 mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
