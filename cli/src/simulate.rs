@@ -1,5 +1,6 @@
 //! `shoal simulate`: virtual fleets that run the shipping engine.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ pub(crate) struct SimulateArgs {
     /// Draw the hosts' times against the bound, and the bytes over time.
     #[arg(long, value_name = "FILE.svg", conflicts_with_all = ["fuzz", "compare"])]
     plot: Option<PathBuf>,
+    /// Threads to simulate on: one a processor, unless given. How many there are changes nothing but the time it takes.
+    #[arg(long, value_name = "N", conflicts_with_all = ["fuzz", "compare"])]
+    threads: Option<NonZero<usize>>,
     /// Tell the story of a host or a piece.
     #[arg(long, value_name = "host=N|piece=N", value_parser = filter)]
     trace: Option<TraceFilter>,
@@ -64,6 +68,9 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let scenario = Scenario::parse(&text).with_context(|| file.display().to_string())?;
     let mut simulation = Simulation::new(&scenario, args.seed).with_context(|| file.display().to_string())?;
+    if let Some(threads) = args.threads {
+        simulation = simulation.with_threads(threads);
+    }
     if let Some(filter) = args.trace {
         simulation.trace(filter);
     }

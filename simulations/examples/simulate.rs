@@ -15,6 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seed = args.next().map(|seed| seed.parse()).transpose()?;
     let scenario = Scenario::parse(&std::fs::read_to_string(file)?)?;
     let mut simulation = Simulation::new(&scenario, seed)?;
+    // SHOAL_THREADS=N in place of one a processor.
+    if let Ok(threads) = std::env::var("SHOAL_THREADS") {
+        simulation = simulation.with_threads(threads.parse()?);
+    }
     // SHOAL_TRACE_HOST=N tells the story of one host.
     if let Ok(host) = std::env::var("SHOAL_TRACE_HOST") {
         simulation.trace(shoal_simulations::TraceFilter { host: host.parse().ok(), piece: None });

@@ -1,5 +1,6 @@
 //! Many engines in one process: what must hold whatever the network does.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -364,8 +365,8 @@ fn the_number_of_threads_changes_nothing() {
             let node = fleet.add(NodeSpec::with_rate(125_000_000));
             fleet.read(node, truth.metainfo.digest(), everything());
         }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert!(pool.install(|| fleet.run_readers(secs(100))), "{threads} threads");
+        let mut fleet = fleet.with_threads(NonZero::new(threads).unwrap());
+        assert!(fleet.run_readers(secs(100)), "{threads} threads");
         (fleet.trace_hash(), fleet.events(), fleet.now())
     };
     let alone = hash(1);

@@ -66,7 +66,7 @@ pub(crate) struct Posted {
 }
 
 /// Mail of one part, by the shard it goes to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pub(crate) boxes: Vec<Vec<Posted>>,
     /// The first time that any of it is for; `u64::MAX` when there is none.

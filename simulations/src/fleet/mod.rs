@@ -5,20 +5,22 @@
 //! onto it sooner than a piece is read. Mail goes round between steps. How many threads there are changes nothing but the time it
 //! takes: the shards follow from the number of nodes.
 
+mod crew;
 mod disk;
 mod effects;
 mod faults;
 mod mail;
 mod node;
 mod shard;
+mod steps;
 mod wire;
 mod world;
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand_core::{Rng as _, SeedableRng as _};
-use rayon::prelude::*;
 use shoal_engine::io::{Input, ReaderId, ReaderWant};
 use shoal_engine::{Engine, EngineConfig};
 use shoal_types::{Bitfield, Digest, PeerId, Timestamp, Zone};
@@ -30,7 +32,7 @@ use crate::trace::{HASH_START, TraceFilter, hash_word, shown};
 use crate::truth::Truth;
 
 pub use faults::Cut;
-use mail::{Mail, Outbox, Posted};
+use mail::{Mail, Posted};
 pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
 use node::{Held, Node, Opened};
 use shard::Shard;
@@ -40,14 +42,8 @@ use world::{Fact, World};
 /// Names a node of a fleet.
 pub type NodeId = usize;
 
-/// Nodes of a shard at least: smaller ones are not worth a thread.
-const SHARD_NODES_MIN: usize = 32;
-/// Binary logarithm of the most shards.
-const SHARD_BITS_MAX: u32 = 4;
 /// Shortest step in nanoseconds.
 const STEP_MIN: u64 = 10_000;
-/// A step is shared out to threads when the one before had so many events.
-const PARALLEL_EVENTS_MIN: u64 = 64;
 
 /// What all nodes of a fleet have in common.
 #[derive(Clone, Debug)]
@@ -99,6 +95,8 @@ pub struct Fleet {
     posted: Vec<(u32, Posted)>,
     /// The first time that mail is for which lies with its shard; `u64::MAX` when there is none.
     mail_at: u64,
+    /// Threads that share the shards, this one included.
+    threads: usize,
     /// Length of a step in nanoseconds.
     step: u64,
     /// Events of the last step.
@@ -124,12 +122,19 @@ impl Fleet {
             wire: Wire::new(network, dht, seed),
             posted: Vec::new(),
             mail_at: u64::MAX,
+            threads: std::thread::available_parallelism().map_or(1, NonZero::get),
             step: nanos(step).max(STEP_MIN),
             busy: 0,
             parts_made: 0,
             random: rand_pcg::Pcg64::seed_from_u64(seed),
             violation: None,
         }
+    }
+
+    /// The same fleet on so many threads. They change nothing but the time it takes.
+    #[must_use]
+    pub fn with_threads(self, threads: NonZero<usize>) -> Self {
+        Self { threads: threads.get(), ..self }
     }
 
     /// Adds a node that is up.
@@ -299,7 +304,7 @@ impl Fleet {
     /// Runs for a time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + nanos(time);
-        self.run_to(end, |_| false);
+        self.run_to(end, false);
         if self.violation.is_none() {
             // Nothing is due until then: the network's clock goes on too, or what is mended now would carry as of before.
             self.now = self.now.max(end);
@@ -309,119 +314,11 @@ impl Fleet {
         }
     }
 
-    /// Runs until `done` says so or the time is up; returns whether it did. A violation ends it too. `done` is asked after
-    /// every step, which is as long as the network's shortest delay.
-    pub fn run_until(&mut self, end: Timestamp, done: impl FnMut(&Self) -> bool) -> bool {
-        self.run_to(nanos(end.since_start()), done)
-    }
-
-    fn run_to(&mut self, end: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
-        self.spread_out();
-        loop {
-            if done(self) {
-                return true;
-            }
-            self.exchange();
-            let next = self.next_at();
-            if self.violation.is_some() || next > end || next == u64::MAX {
-                return false;
-            }
-            self.run_step(next, end);
-        }
-    }
-
-    /// Spreads the nodes over their shards, before anything happens.
-    fn spread_out(&mut self) {
-        if std::mem::replace(&mut self.spread, true) {
-            return;
-        }
-        let bits = (self.node_count() / SHARD_NODES_MIN).max(1).ilog2().min(SHARD_BITS_MAX);
-        let shards = (0..1 << bits).map(|_| Shard::new(bits)).collect();
-        for before in std::mem::replace(&mut self.shards, shards) {
-            self.shards.iter_mut().for_each(|shard| shard.trace.filter = before.trace.filter);
-            for (id, node) in before.nodes.into_iter().enumerate() {
-                let shard = self.shard_mut(id);
-                let open = |opened: &&Opened| opened.live && !opened.outcome.is_over();
-                shard.open_readers += node.readers.iter().filter(open).count();
-                shard.nodes.push(node);
-            }
-        }
-        self.wire.inbox.resize_with(self.shards.len(), Vec::new);
-        self.wire.outbox = Outbox::new(self.shards.len());
-    }
-
-    /// When something happens next; `u64::MAX` when nothing does.
-    fn next_at(&mut self) -> u64 {
-        let nodes = self.shards.iter_mut().map(Shard::next_at).min().unwrap_or(u64::MAX);
-        nodes.min(self.wire.next_at()).min(self.mail_at)
-    }
-
-    /// Hands all mail and wishes over to whom they are for.
-    fn exchange(&mut self) {
-        for (node, posted) in std::mem::take(&mut self.posted) {
-            self.shard_mut(node as NodeId).accept(posted);
-        }
-        for from in 0..=self.shards.len() {
-            let outbox = match self.shards.get_mut(from) {
-                Some(shard) => {
-                    hand_over(&mut shard.ops, &mut self.wire.inbox[from]);
-                    &mut shard.outbox
-                }
-                None => &mut self.wire.outbox,
-            };
-            let earliest = std::mem::replace(&mut outbox.earliest, u64::MAX);
-            if earliest == u64::MAX {
-                continue;
-            }
-            self.mail_at = self.mail_at.min(earliest);
-            let mut boxes = std::mem::take(&mut outbox.boxes);
-            for (mail, shard) in boxes.iter_mut().zip(&mut self.shards) {
-                hand_over(mail, &mut shard.inbox[from]);
-            }
-            match self.shards.get_mut(from) {
-                Some(shard) => shard.outbox.boxes = boxes,
-                None => self.wire.outbox.boxes = boxes,
-            }
-        }
-    }
-
-    /// Lets the nodes run until where the wire is, or until the end of `end`, and the wire a step further meanwhile. Nothing
-    /// happens before `next`.
-    fn run_step(&mut self, next: u64, end: u64) {
-        if next >= self.wire.until {
-            self.wire.skip_to(next);
-        }
-        let until = self.wire.until.min(end.saturating_add(1));
-        let ahead = (until == self.wire.until).then(|| until.saturating_add(self.step));
-        let before = self.events();
-        let (world, wire, shards) = (&self.world, &mut self.wire, &mut self.shards);
-        let mut run_wire = || {
-            if let Some(ahead) = ahead {
-                wire.run(world, ahead);
-            }
-        };
-        if shards.len() > 1 && self.busy >= PARALLEL_EVENTS_MIN {
-            rayon::join(run_wire, || shards.par_iter_mut().for_each(|shard| shard.run(world, until)));
-        } else {
-            run_wire();
-            shards.iter_mut().for_each(|shard| shard.run(world, until));
-        }
-        self.mail_at = u64::MAX;
-        self.now = until.min(end);
-        self.busy = self.events() - before;
-        let violation =
-            self.shards.iter().filter_map(|shard| shard.violation.as_ref()).min_by_key(|(at, _)| *at);
-        if let Some((at, what)) = violation
-            && self.violation.is_none()
-        {
-            self.violation = Some(format!("at {:.6} s: {what}", *at as f64 / 1e9));
-        }
-    }
-
-    /// Runs until every reader of the living nodes is done or failed; `false` when `limit` passes first.
+    /// Runs until every reader of the living nodes is done or failed; `false` when `limit` passes first or something that must
+    /// never happen did. It looks after every step, which is as long as the network's shortest delay.
     pub fn run_readers(&mut self, limit: Duration) -> bool {
         let end = self.now + nanos(limit);
-        self.run_to(end, |fleet| fleet.open_readers() == 0)
+        self.run_to(end, true)
     }
 
     /// Readers of living nodes that are neither done nor failed.
@@ -548,14 +445,5 @@ impl Fleet {
     /// What must never happen and did; the run ends there.
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
-    }
-}
-
-/// Moves all of one list behind another. Lists that take turns keep their room.
-fn hand_over<T>(from: &mut Vec<T>, to: &mut Vec<T>) {
-    if to.is_empty() {
-        std::mem::swap(from, to);
-    } else {
-        to.append(from);
     }
 }

@@ -1,11 +1,12 @@
 //! A scenario in virtual time.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::EngineConfig;
 use shoal_engine::io::{ReaderId, ReaderWant};
-use shoal_types::{PeerId, Timestamp, Zone, rendezvous};
+use shoal_types::{PeerId, Zone, rendezvous};
 
 use super::{Arrival, BlobTable, FaultKind, FaultTable, Order, PullTable, Scenario, ScenarioError};
 use crate::LookupConfig;
@@ -285,6 +286,12 @@ impl Simulation {
         self.fleet.trace_lines()
     }
 
+    /// The same run on so many threads. They change nothing but the time it takes.
+    #[must_use]
+    pub fn with_threads(self, threads: NonZero<usize>) -> Self {
+        Self { fleet: self.fleet.with_threads(threads), ..self }
+    }
+
     /// Runs to the end, and tells `progress` now and then.
     pub fn run(&mut self, mut progress: impl FnMut(&Progress)) -> Report {
         let limit = nanos(self.scenario.limit.0);
@@ -298,8 +305,7 @@ impl Simulation {
             let next = self.actions.last().map_or(u64::MAX, |(at, _)| *at);
             let end = next.min(now + nanos(SLICE)).min(limit);
             let idle_ends = next == u64::MAX && self.pulls.iter().all(|pull| pull.again_at.is_none());
-            let stop = |fleet: &Fleet| idle_ends && fleet.open_readers() == 0;
-            if !self.fleet.run_until(Timestamp::from_start(Duration::from_nanos(end)), stop) {
+            if !idle_ends || !self.fleet.run_readers(Duration::from_nanos(end - now)) {
                 let rest = Duration::from_nanos(end).saturating_sub(self.fleet.now().since_start());
                 self.fleet.run_for(rest);
             }
