@@ -308,8 +308,8 @@ impl<V> Sorted<V> {
         self.search(number).ok().map(|place| self.0.remove(place).1)
     }
 
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
-        self.0.retain(|(_, value)| keep(value));
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(u32, &V) -> bool) {
+        self.0.retain(|(number, value)| keep(*number, value));
     }
 
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &V)> {

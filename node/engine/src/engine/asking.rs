@@ -10,7 +10,7 @@ use super::picking::Picked;
 use crate::flow::Flow;
 use crate::io::Effect;
 use crate::message::Message;
-use crate::swarm::member::Outstanding;
+use crate::swarm::member::{Member, Outstanding};
 use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
 
@@ -25,11 +25,13 @@ impl Engine {
         }
         let Some(swarm) = self.swarms.get(&digest) else { return };
         let piece_bytes = swarm.blob.as_ref().map_or(0, |blob| blob.layout.piece_bytes());
+        let interests =
+            |member: &Member| swarm.blob.as_ref().is_some_and(|blob| member.has_interesting(&blob.have, 1));
         let has_room = |peer: &PeerId| {
             self.peers.get(peer).is_some_and(|known| known.flow.has_room(&self.config, piece_bytes))
         };
         let interesting =
-            || swarm.members.iter().filter(|(_, member)| member.interesting > 0 && member.is_joined());
+            || swarm.members.iter().filter(|(_, member)| member.is_joined() && interests(member));
         let mut order: Vec<(bool, bool, PeerId)> = interesting()
             .filter(|(_, member)| member.full_until <= self.now)
             .map(|(peer, member)| (!member.same_zone, member.is_complete(), *peer))
@@ -83,7 +85,7 @@ impl Engine {
         let Some(known) = self.peers.get(&peer) else { return false };
         let piece_bytes = blob.layout.piece_bytes();
         if known.dropped
-            || member.interesting == 0
+            || !member.has_interesting(&blob.have, 1)
             || !member.is_joined()
             || !known.flow.has_room(&self.config, piece_bytes)
             || !member.same_zone && !self.link_has_room(&known.zone, piece_bytes)

@@ -176,6 +176,11 @@ impl Engine {
         } else {
             (REFUSALS_FREE_LONE, REST_DOUBLINGS_LONE_MAX)
         };
+        if let Some(swarm) = self.swarms.get_mut(&digest)
+            && let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get_mut(&peer))
+        {
+            member.see_refusals_through(|number| blob.has(number));
+        }
         let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
         let channel = member.our_channel;
         let pause = member.refused.get(number).map_or(retry, |before| {
@@ -192,7 +197,7 @@ impl Engine {
             }
         }
         if member.refused.len() >= REFUSALS_MAX {
-            member.refused.retain(|refusal| refusal.until > now);
+            member.refused.retain(|_, refusal| refusal.until > now);
         }
         if !full && member.refused.len() < REFUSALS_MAX {
             member.refused.insert(number, Refusal { until: now + pause, pause });
@@ -323,14 +328,6 @@ impl Engine {
         blob.advance_front();
         swarm.starved = None;
         swarm.backend_failures = 0;
-        for member in swarm.members.values_mut() {
-            if !member.refused.is_empty() {
-                member.refused.remove(number);
-            }
-            if member.pieces.as_ref().is_some_and(|pieces| pieces.contains(piece)) {
-                member.interesting = member.interesting.saturating_sub(1);
-            }
-        }
         let (bytes, have) = (blob.layout.len_of(piece), blob.have.count());
         // A piece that is being verified was taken back from all others when it arrived.
         let asked = matches!(pending, Some(Pending::Requested(_)));

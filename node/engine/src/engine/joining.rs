@@ -363,14 +363,13 @@ impl Engine {
         };
         forget_pieces(blob, member);
         member.knows_metainfo = true;
-        member.interesting = pieces.count_beyond(&blob.have);
         member.uncounted = pieces.is_full();
         if !member.uncounted {
             for piece in pieces.iter(&blob.layout) {
                 blob.picker.gained(piece.get());
             }
         }
-        member.pieces = Some(pieces);
+        member.set_pieces(pieces, &blob.have);
         swarm.pieces_changed();
         swarm.search.set_standing(&peer, Standing::Asked);
         self.share(digest, peer);
@@ -388,7 +387,7 @@ impl Engine {
             return self.drop_peer(peer, DropReason::Protocol, None);
         };
         let count = blob.layout.piece_count();
-        let mut good = true;
+        let (mut good, mut lacking) = (true, 0_u32);
         for (first, len) in runs {
             let end = first.checked_add(*len).filter(|end| *end <= count && *len > 0);
             good &= end.is_some();
@@ -401,7 +400,7 @@ impl Engine {
                     blob.picker.gained(number);
                 }
                 if !blob.have.contains(piece) {
-                    member.interesting = member.interesting.saturating_add(1);
+                    lacking = lacking.saturating_add(1);
                     if member.same_zone {
                         blob.zone_progress = now;
                     }
@@ -409,6 +408,7 @@ impl Engine {
                 member.refused.remove(number);
             }
         }
+        member.got_interesting(lacking);
         let complete = member.is_complete();
         if complete {
             swarm.pieces_changed();
@@ -542,8 +542,7 @@ impl Engine {
 
 /// Takes a member's pieces out of the availability.
 fn forget_pieces(blob: &mut Blob, member: &mut Member) {
-    member.interesting = 0;
-    let Some(pieces) = member.pieces.take() else { return };
+    let Some(pieces) = member.take_pieces() else { return };
     if !member.uncounted {
         for piece in pieces.iter(&blob.layout) {
             blob.picker.lost(piece.get());

@@ -85,7 +85,7 @@ impl Engine {
         if let Some(number) = least(ahead, key, |number| allowed(number, wait, since)) {
             return Picked::Piece(number);
         }
-        let rarest = if member.interesting < FEW_PIECES {
+        let rarest = if !member.has_interesting(&blob.have, FEW_PIECES) {
             let all = blob.picker.wanted_of(pieces, 0..blob.layout.piece_count());
             least(all, |number| blob.picker.availability(number), |number| allowed(number, wait, since))
         } else {

@@ -9,9 +9,9 @@ use super::Engine;
 use super::asking::HELD_BACK_TICK;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
-use crate::swarm::Swarm;
 use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
+use crate::swarm::{Blob, Swarm};
 use crate::timers::Timer;
 
 /// How often an open search looks after those that do not answer.
@@ -346,7 +346,7 @@ impl Engine {
             || swarm.is_probe()
             || swarm.in_backend
             || !blob.pending.is_empty()
-            || swarm.members.values().any(|member| member.interesting > 0)
+            || swarm.members.values().any(|member| member.has_interesting(&blob.have, 1))
             || blob.picker.wanted() == 0
     }
 
@@ -384,7 +384,9 @@ impl Engine {
             !blob.complete && blob.pending.is_empty() && blob.picker.wanted() > 0 && !swarm.in_backend
         });
         let waits = idle && swarm.wants_payload(now, self.config.linger);
-        let starved = waits && swarm.members.values().all(|member| member.interesting == 0);
+        let has_any =
+            |blob: &Blob| swarm.members.values().any(|member| member.has_interesting(&blob.have, 1));
+        let starved = waits && !swarm.blob.as_ref().is_some_and(has_any);
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
         if !starved {
             swarm.starved = None;

@@ -1,11 +1,15 @@
 //! A peer as one swarm sees it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use shoal_types::{Bitfield, Timestamp, Zone};
 
 use crate::keyed::Sorted;
 use crate::message::Channel;
+
+/// Refusals below which those of pieces that came from elsewhere stay too.
+const REFUSALS_SEEN_THROUGH: usize = 16;
 
 /// A piece a peer was asked for.
 #[derive(Debug)]
@@ -24,6 +28,15 @@ pub(crate) struct Refusal {
     pub(crate) pause: Duration,
 }
 
+/// How many pieces a member has that we lack. A piece that comes makes it one less or none: that is looked at when it matters.
+#[derive(Clone, Copy, Debug, Default)]
+struct Interest {
+    /// When it was counted; what the member got since that we lacked is in it.
+    count: u32,
+    /// Our pieces then.
+    have: u32,
+}
+
 /// A connected peer that was asked to share, or asks to.
 ///
 /// What is looked at of every member whenever a piece comes stands at the beginning, in one or two cache lines.
@@ -33,8 +46,7 @@ pub(crate) struct Member {
     pub(crate) pieces: Option<Bitfield>,
     /// Pieces it refused and until when not to ask again.
     pub(crate) refused: Sorted<Refusal>,
-    /// Pieces it has and we lack.
-    pub(crate) interesting: u32,
+    interest: Cell<Interest>,
     pub(crate) join_sent: bool,
     pub(crate) same_zone: bool,
     pub(crate) probe: bool,
@@ -82,13 +94,54 @@ impl Member {
             owed_until: None,
             pieces: None,
             uncounted: false,
-            interesting: 0,
+            interest: Cell::default(),
             outstanding: Sorted::default(),
             refused: Sorted::default(),
             full_until: Timestamp::ZERO,
             refusals: 0,
             same_zone,
             origin,
+        }
+    }
+
+    /// Notes what it has, all of it; `have` is ours.
+    pub(crate) fn set_pieces(&mut self, pieces: Bitfield, have: &Bitfield) {
+        self.interest.set(Interest { count: pieces.count_beyond(have), have: have.count() });
+        self.pieces = Some(pieces);
+    }
+
+    /// Takes out what it has.
+    pub(crate) fn take_pieces(&mut self) -> Option<Bitfield> {
+        self.interest.take();
+        self.pieces.take()
+    }
+
+    /// Notes that it got so many pieces that we lack.
+    pub(crate) fn got_interesting(&mut self, count: u32) {
+        let interest = self.interest.get_mut();
+        interest.count = interest.count.saturating_add(count);
+    }
+
+    /// Whether it has so many pieces that we lack; `have` is ours.
+    pub(crate) fn has_interesting(&self, have: &Bitfield, least: u32) -> bool {
+        let interest = self.interest.get();
+        let come = have.count().saturating_sub(interest.have);
+        let certain = interest.count.saturating_sub(come);
+        let good = certain >= least
+            || interest.count >= least && {
+                let count = self.pieces.as_ref().map_or(0, |pieces| pieces.count_beyond(have));
+                self.interest.set(Interest { count, have: have.count() });
+                count >= least
+            };
+        debug_assert_eq!(good, self.pieces.as_ref().map_or(0, |pieces| pieces.count_beyond(have)) >= least);
+        good
+    }
+
+    /// Takes out refusals of pieces that are here, each time that there are twice as many refusals.
+    pub(crate) fn see_refusals_through(&mut self, is_here: impl Fn(u32) -> bool) {
+        let count = self.refused.len();
+        if count >= REFUSALS_SEEN_THROUGH && count.is_power_of_two() {
+            self.refused.retain(|number, _| !is_here(number));
         }
     }
 
