@@ -130,6 +130,16 @@ impl<K: Key, V> Map<K, V> {
         None
     }
 
+    /// The place of a key, as [`Self::values`] counts them.
+    pub(crate) fn place(&self, key: &K) -> Option<usize> {
+        self.place_of(key)
+    }
+
+    /// The key and value at a place.
+    pub(crate) fn entry_at(&self, place: usize) -> Option<(&K, &V)> {
+        self.entries.get(place).map(|(key, value)| (key, value))
+    }
+
     /// The value at a place, as [`Self::values`] counts them.
     pub(crate) fn at(&self, place: usize) -> Option<&V> {
         self.entries.get(place).map(|(_, value)| value)
@@ -206,10 +216,6 @@ impl<K: Key, V> Map<K, V> {
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&K, &V)> + DoubleEndedIterator {
         self.entries.iter().map(|(key, value)| (key, value))
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
-        self.entries.iter_mut().map(|(key, value)| (&*key, value))
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {

@@ -192,6 +192,10 @@ impl Engine {
         }
         if (member.knows_metainfo || member.metainfo_sent) && !member.bitfield_sent && !member.probe {
             member.bitfield_sent = true;
+            let same_zone = member.same_zone;
+            if let Some(place) = swarm.members.place(&peer) {
+                swarm.news.begin(place, same_zone);
+            }
             let pieces = blob.have.to_bytes().into();
             self.out.send(peer, Message::Bitfield { to, pieces });
         }
@@ -370,6 +374,9 @@ impl Engine {
             }
         }
         member.set_pieces(pieces, &blob.have);
+        if let Some(place) = swarm.members.place(&peer) {
+            swarm.news.heard(place, u32::MAX, false);
+        }
         swarm.pieces_changed();
         swarm.search.set_standing(&peer, Standing::Asked);
         self.share(digest, peer);
@@ -387,7 +394,7 @@ impl Engine {
             return self.drop_peer(peer, DropReason::Protocol, None);
         };
         let count = blob.layout.piece_count();
-        let (mut good, mut lacking) = (true, 0_u32);
+        let (mut good, mut fresh, mut lacking) = (true, 0_u32, 0_u32);
         for (first, len) in runs {
             let end = first.checked_add(*len).filter(|end| *end <= count && *len > 0);
             good &= end.is_some();
@@ -396,6 +403,7 @@ impl Engine {
                 if !pieces.insert(piece) {
                     continue;
                 }
+                fresh = fresh.saturating_add(1);
                 if !member.uncounted {
                     blob.picker.gained(number);
                 }
@@ -410,6 +418,9 @@ impl Engine {
         }
         member.got_interesting(lacking);
         let complete = member.is_complete();
+        if let Some(place) = swarm.members.place(&peer) {
+            swarm.news.heard(place, fresh, complete);
+        }
         if complete {
             swarm.pieces_changed();
         }

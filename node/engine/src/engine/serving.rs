@@ -253,15 +253,12 @@ impl Engine {
     /// larger batches: their links are scarce, and they import a piece once.
     pub(super) fn note_have(&mut self, digest: Digest, number: u32) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        swarm.haves.push(number);
         // Whoever comes from elsewhere later is told of all there is then.
         let abroad = swarm.has_foreign_members();
-        if abroad {
-            swarm.far_haves.push(number);
-        }
+        swarm.news.add(number, abroad);
         let early =
             swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
-        let full = swarm.haves.len() >= self.config.have_batch_max;
+        let full = swarm.news.fresh(true) >= self.config.have_batch_max;
         if abroad {
             self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
         }
@@ -282,7 +279,7 @@ impl Engine {
                 .blob
                 .as_ref()
                 .is_some_and(|blob| blob.have.count() <= EAGER_PIECES_FAR || blob.have.is_full())
-            || swarm.far_haves.len() >= self.config.have_batch_max;
+            || swarm.news.fresh(false) >= self.config.have_batch_max;
         if over {
             self.flush_far_haves(digest);
         }
@@ -295,53 +292,66 @@ impl Engine {
 
     fn tell_haves(&mut self, digest: Digest, same_zone: bool) {
         let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let mut pieces = std::mem::take(if same_zone { &mut swarm.haves } else { &mut swarm.far_haves });
-        pieces.sort_unstable();
-        pieces.dedup();
-        let Some(blob) = &swarm.blob else { return };
-        let done = blob.have.is_full();
         let spans_zones = swarm.spans_zones();
-        let runs = runs_of(&pieces);
+        let Swarm { blob, members, news, .. } = swarm;
+        let Some(blob) = blob else { return };
+        let done = blob.have.is_full();
+        let (config, now, out) = (&self.config, self.now, &mut self.out);
         let mut again: Option<Timestamp> = None;
-        for (peer, member) in swarm.members.iter_mut().filter(|(_, member)| member.same_zone == same_zone) {
-            let Some(to) = member.their_channel.filter(|_| member.bitfield_sent) else { continue };
-            let held = |number: &u32| {
-                blob.layout
-                    .piece(*number)
-                    .zip(member.pieces.as_ref())
-                    .is_some_and(|(piece, pieces)| pieces.contains(piece))
-            };
+        // What the last one who was told was told: most are owed the same.
+        let mut told: (usize, Vec<(u32, u32)>) = (0, Vec::new());
+        news.tell(same_zone, done, |place, owed, pieces, fresh| {
+            let full = done || pieces.len() >= config.have_batch_max;
+            let enough = pieces.len().saturating_add(config.have_enough_pieces);
+            let enough = u32::try_from(enough).unwrap_or(u32::MAX);
+            // In all but a few cases it is known without a look at the member that it can wait.
+            if !full
+                && !spans_zones
+                && let Some(until) = owed.until.filter(|until| now < *until)
+                && let Some(spare) = owed.spare_after(fresh)
+            {
+                debug_assert!(
+                    members
+                        .at(place)
+                        .and_then(|member| member.pieces.as_ref())
+                        .is_some_and(|theirs| !theirs.is_full()
+                            && blob.have.count_beyond(theirs) >= enough.saturating_add(spare))
+                );
+                owed.spare = Some(spare);
+                again = again.into_iter().chain([until]).min();
+                return false;
+            }
+            let Some((peer, member)) = members.entry_at(place) else { return false };
+            let to = member.their_channel.filter(|_| member.bitfield_sent && member.same_zone == same_zone);
+            let Some(to) = to else { return false };
             // Nobody waits for news of what he has, nor one who has enough to ask for; but a seeder wants to know who has what.
+            let theirs = member.pieces.as_ref();
+            let held = |number: &u32| {
+                blob.layout.piece(*number).zip(theirs).is_some_and(|(piece, pieces)| pieces.contains(piece))
+            };
             let seeder = member.is_complete();
-            let owed = member.owed.len().saturating_add(pieces.len());
-            let enough = !spans_zones && !seeder && {
-                let least = u32::try_from(owed.saturating_add(self.config.have_enough_pieces));
-                let (least, theirs) = (least.unwrap_or(u32::MAX), member.pieces.as_ref());
-                theirs.is_some_and(|theirs| blob.have.has_so_many_beyond(theirs, least))
-            };
-            if member.owed_until.is_none() && (seeder || !pieces.iter().all(held)) {
-                let wait = if enough { self.config.have_delay_enough } else { Duration::ZERO };
-                member.owed_until = Some(self.now + wait);
+            let spare = theirs
+                .filter(|_| !spans_zones && !seeder)
+                .and_then(|theirs| blob.have.count_beyond(theirs).checked_sub(enough));
+            owed.spare = spare;
+            let news = pieces.get(pieces.len().saturating_sub(fresh)..).unwrap_or_default();
+            if owed.until.is_none() && (seeder || !news.iter().all(held)) {
+                owed.until = Some(if spare.is_some() { now + config.have_delay_enough } else { now });
             }
-            let waits = member.owed_until.is_none_or(|until| enough && self.now < until);
-            if !done && waits && owed < self.config.have_batch_max {
-                member.owed.extend_from_slice(&pieces);
-                again = again.into_iter().chain(member.owed_until).min();
-                continue;
+            if !full && owed.until.is_none_or(|until| spare.is_some() && now < until) {
+                again = again.into_iter().chain(owed.until).min();
+                return false;
             }
-            member.owed_until = None;
-            let all = if member.owed.is_empty() {
-                runs.clone()
-            } else {
-                let mut all = std::mem::take(&mut member.owed);
-                all.extend_from_slice(&pieces);
-                all.sort_unstable();
-                runs_of(&all)
-            };
-            for part in all.chunks(HAVE_RUNS_MAX) {
-                self.out.send(*peer, Message::Have { to, runs: part.to_vec() });
+            if told.0 != pieces.len() {
+                let mut sorted = pieces.to_vec();
+                sorted.sort_unstable();
+                told = (pieces.len(), runs_of(&sorted));
             }
-        }
+            for part in told.1.chunks(HAVE_RUNS_MAX) {
+                out.send(*peer, Message::Have { to, runs: part.to_vec() });
+            }
+            true
+        });
         if let Some(at) = again {
             self.timers.set_earlier(Timer::Haves(digest), at);
         }

@@ -55,10 +55,6 @@ pub(crate) struct Member {
     pub(crate) their_channel: Option<Channel>,
     /// Its queue is full, or it refuses whatever it is asked for: it is asked for nothing before this.
     pub(crate) full_until: Timestamp,
-    /// When it is told of them at the latest, if there is any among them that it may lack.
-    pub(crate) owed_until: Option<Timestamp>,
-    /// Pieces that we have, which it has not been told of yet: it has them too, or can wait.
-    pub(crate) owed: Vec<u32>,
     pub(crate) outstanding: Sorted<Outstanding>,
     pub(crate) our_channel: Channel,
     /// Pieces it refused since it last sent one.
@@ -90,8 +86,6 @@ impl Member {
             metainfo_sent: false,
             hashes_known: None,
             bitfield_sent: false,
-            owed: Vec::new(),
-            owed_until: None,
             pieces: None,
             uncounted: false,
             interest: Cell::default(),

@@ -1,6 +1,7 @@
 //! One blob and who shares it.
 
 pub(crate) mod member;
+pub(crate) mod news;
 pub(crate) mod picker;
 pub(crate) mod readers;
 pub(crate) mod search;
@@ -17,6 +18,7 @@ use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
 use crate::random::Random;
 use member::{Member, Outstanding};
+use news::News;
 use picker::Picker;
 use readers::Reader;
 use search::{Candidate, Search};
@@ -160,10 +162,8 @@ pub(crate) struct Swarm {
     pub(crate) in_backend: bool,
     pub(crate) backend_failures: u32,
     pub(crate) backend_retry: Timestamp,
-    /// Pieces verified and not yet told to the own zone.
-    pub(crate) haves: Vec<u32>,
-    /// The same for other zones.
-    pub(crate) far_haves: Vec<u32>,
+    /// Pieces that came and that members are to be told of, in the order of the members.
+    pub(crate) news: News,
     pub(crate) provided: bool,
     /// Since when nobody could be asked for anything that is missing.
     pub(crate) starved: Option<Timestamp>,
@@ -190,8 +190,7 @@ impl Swarm {
             in_backend: false,
             backend_failures: 0,
             backend_retry: now,
-            haves: Vec::new(),
-            far_haves: Vec::new(),
+            news: News::default(),
             provided: false,
             starved: None,
             unread_since: None,
@@ -206,6 +205,7 @@ impl Swarm {
     pub(crate) fn add_member(&mut self, peer: PeerId, member: Member) {
         self.foreign_members = self.foreign_members.saturating_add(usize::from(!member.same_zone));
         self.members.insert(peer, member);
+        self.news.add_member();
         self.search.note_member(&peer, true);
         self.window_max.set(None);
         self.seeders.set(None);
@@ -228,7 +228,9 @@ impl Swarm {
 
     /// Takes a member out, with what it was asked for.
     pub(crate) fn take_member(&mut self, peer: &PeerId) -> Option<Member> {
+        let place = self.members.place(peer)?;
         let member = self.members.swap_remove(peer)?;
+        self.news.swap_remove_member(place);
         self.search.note_member(peer, false);
         self.window_max.set(None);
         self.seeders.set(None);
