@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, Shared};
 use shoal_engine::engine::Engine;
@@ -283,13 +284,15 @@ impl Driver {
                 self.fact(Input::Message { peer, message });
             }
             DataEvent::PieceProgress { peer, channel, piece, bytes } => {
-                self.fact(Input::PieceProgress { peer, channel, piece, bytes });
+                self.fact(Input::PieceProgress { peer, channel, piece, bytes, since_first: Duration::ZERO });
             }
             DataEvent::PieceArrived { peer, channel, piece, buffer, .. } => {
                 let id = BufferId(self.next_buffer);
                 self.next_buffer += 1;
                 self.buffers.insert(id, buffer);
-                self.fact(Input::PieceArrived { peer, channel, piece, buffer: id });
+                // Its progress was told on the way.
+                let since_first = Duration::ZERO;
+                self.fact(Input::PieceArrived { peer, channel, piece, buffer: id, since_first });
             }
             DataEvent::PieceSent { peer, to_channel, piece, bytes } => {
                 if let Some((digest, piece)) = self.sending.remove(&(peer, to_channel, piece)) {

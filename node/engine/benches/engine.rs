@@ -95,7 +95,13 @@ impl Swarm {
                     self.buffers += 1;
                     let buffer = BufferId(self.buffers);
                     self.now = self.now + Duration::from_micros(10);
-                    self.tell(Input::PieceArrived { peer, channel, piece: piece.get(), buffer });
+                    self.tell(Input::PieceArrived {
+                        peer,
+                        channel,
+                        piece: piece.get(),
+                        buffer,
+                        since_first: Duration::ZERO,
+                    });
                     self.tell(Input::PieceVerified { digest, piece });
                     delivered += 1;
                 }

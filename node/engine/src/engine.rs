@@ -173,11 +173,11 @@ impl Engine {
             Input::PeerDisconnected { peer } => self.peer_disconnected(peer),
             Input::ConnectFailed { peer } => self.connect_failed(peer),
             Input::Message { peer, message } => self.message(peer, message),
-            Input::PieceProgress { peer, channel, piece, bytes } => {
-                self.piece_progress(peer, channel, piece, bytes);
+            Input::PieceProgress { peer, channel, piece, bytes, since_first } => {
+                self.piece_progress(peer, channel, piece, bytes, since_first);
             }
-            Input::PieceArrived { peer, channel, piece, buffer } => {
-                self.piece_arrived(peer, channel, piece, buffer);
+            Input::PieceArrived { peer, channel, piece, buffer, since_first } => {
+                self.piece_arrived(peer, channel, piece, buffer, since_first);
             }
             Input::PieceSent { peer, digest, piece, bytes } => self.piece_sent(peer, digest, piece, bytes),
             Input::ReaderOpened { reader, digest, want } => self.reader_opened(reader, digest, want),

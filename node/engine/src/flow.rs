@@ -151,15 +151,16 @@ impl Flow {
 
     /// The silence that counts as a stall, from this peer's own history.
     pub(crate) fn stall_after(&self, config: &EngineConfig) -> Duration {
-        match self.gap_mean {
+        match self.usual_silence() {
             None => config.stall_initial,
-            Some(mean) => {
-                let secs = mean + DEVIATIONS * self.gap_deviation;
-                Duration::try_from_secs_f64(secs)
-                    .unwrap_or(config.stall_max)
-                    .clamp(config.stall_min, config.stall_max)
-            }
+            Some(usual) => usual.clamp(config.stall_min, config.stall_max),
         }
+    }
+
+    /// The silence that nearly all life signs of this peer ended; `None` before the first.
+    pub(crate) fn usual_silence(&self) -> Option<Duration> {
+        let secs = self.gap_mean? + DEVIATIONS * self.gap_deviation;
+        Some(Duration::try_from_secs_f64(secs).unwrap_or(Duration::MAX))
     }
 
     /// Time a piece of `bytes` is expected to take, for comparing peers.

@@ -109,6 +109,8 @@ pub enum Input {
         piece: u32,
         /// Payload bytes since the last such input of this piece.
         bytes: u32,
+        /// Time since its first part was here, if this is the first such input of this piece; zero when that is it.
+        since_first: Duration,
     },
     /// All of a piece arrived; the driver holds it in `buffer`.
     PieceArrived {
@@ -120,6 +122,8 @@ pub enum Input {
         piece: u32,
         /// Where it is. The engine answers with `VerifyPiece` or `DropBuffer`.
         buffer: BufferId,
+        /// Time since its first part was here, where no `PieceProgress` told of that; zero when it is known only now.
+        since_first: Duration,
     },
     /// [`Effect::SendPiece`] is done: its last byte is in the socket, or it was given up.
     PieceSent {

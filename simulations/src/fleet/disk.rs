@@ -1,5 +1,7 @@
 //! What a node's disk and processor do with pieces.
 
+use std::time::Duration;
+
 use shoal_engine::io::{BufferId, Input};
 use shoal_types::{Digest, PeerId, PieceIndex};
 
@@ -12,7 +14,7 @@ use crate::network::nanos;
 impl Shard {
     /// The last byte of a piece is there.
     pub(super) fn arrived(&mut self, world: &World, event: Event) {
-        let Event::Arrived { node, from, serial, channel, piece, bytes } = event else { return };
+        let Event::Arrived { node, from, serial, channel, piece, bytes, since_first } = event else { return };
         let own = self.own(node);
         let Some(link) = own.link_mut(from, serial) else { return };
         if link.cut {
@@ -28,7 +30,8 @@ impl Shard {
         let buffer = own.buffers_made;
         own.buffers.push((buffer, !fact.corrupt));
         let (peer, buffer) = (fact.peer, BufferId(buffer));
-        self.deliver(world, node, Input::PieceArrived { peer, channel, piece, buffer });
+        let since_first = Duration::from_nanos(since_first.into());
+        self.deliver(world, node, Input::PieceArrived { peer, channel, piece, buffer, since_first });
     }
 
     fn take_buffer(&mut self, node: u32, buffer: BufferId) -> Option<bool> {

@@ -6,17 +6,75 @@ use shoal_engine::message::Message;
 /// What happens at a node. Small: what is large is in a slab.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    Input { node: u32, life: u32, input: u32 },
-    Wake { node: u32 },
-    Message { node: u32, from: u32, serial: u32, message: u32 },
-    Dialed { node: u32, from: u32, life: u32 },
-    Linked { node: u32, other: u32, connection: u32, serial: u32 },
-    Unlinked { node: u32, other: u32, serial: u32 },
-    Sent { node: u32, to: u32, serial: u32, blob: u32, piece: u32, bytes: u32 },
-    Progress { node: u32, from: u32, serial: u32, channel: u32, piece: u32, bytes: u32 },
-    Arrived { node: u32, from: u32, serial: u32, channel: u32, piece: u32, bytes: u32 },
-    Verified { node: u32, life: u32, blob: u32, piece: u32 },
-    ReaderMoved { node: u32, life: u32, reader: u32, offset: u64 },
+    Input {
+        node: u32,
+        life: u32,
+        input: u32,
+    },
+    Wake {
+        node: u32,
+    },
+    Message {
+        node: u32,
+        from: u32,
+        serial: u32,
+        message: u32,
+    },
+    Dialed {
+        node: u32,
+        from: u32,
+        life: u32,
+    },
+    Linked {
+        node: u32,
+        other: u32,
+        connection: u32,
+        serial: u32,
+    },
+    Unlinked {
+        node: u32,
+        other: u32,
+        serial: u32,
+    },
+    Sent {
+        node: u32,
+        to: u32,
+        serial: u32,
+        blob: u32,
+        piece: u32,
+        bytes: u32,
+    },
+    /// `since_first` is in nanoseconds.
+    Progress {
+        node: u32,
+        from: u32,
+        serial: u32,
+        channel: u32,
+        piece: u32,
+        bytes: u32,
+        since_first: u32,
+    },
+    Arrived {
+        node: u32,
+        from: u32,
+        serial: u32,
+        channel: u32,
+        piece: u32,
+        bytes: u32,
+        since_first: u32,
+    },
+    Verified {
+        node: u32,
+        life: u32,
+        blob: u32,
+        piece: u32,
+    },
+    ReaderMoved {
+        node: u32,
+        life: u32,
+        reader: u32,
+        offset: u64,
+    },
 }
 
 impl Event {

@@ -1,6 +1,7 @@
 //! A part of the nodes, which runs by itself for a step.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_types::{PeerId, Timestamp};
@@ -176,11 +177,13 @@ impl Shard {
                     self.deliver(world, node, Input::PieceSent { peer, digest, piece, bytes });
                 }
             }
-            Event::Progress { from, serial, channel, piece, bytes, .. } => {
+            Event::Progress { from, serial, channel, piece, bytes, since_first, .. } => {
                 let link = self.own(node).link_mut(from, serial);
                 if link.is_some_and(|link| link.expected.contains(&(channel, piece))) {
                     let peer = world.fact(from).peer;
-                    self.deliver(world, node, Input::PieceProgress { peer, channel, piece, bytes });
+                    let since_first = Duration::from_nanos(since_first.into());
+                    let input = Input::PieceProgress { peer, channel, piece, bytes, since_first };
+                    self.deliver(world, node, input);
                 }
             }
             Event::Arrived { .. } => self.arrived(world, event),

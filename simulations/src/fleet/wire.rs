@@ -320,18 +320,19 @@ impl Wire {
         let own = &mut connection.ways[way as usize];
         let Some(Sending { channel, piece, bytes, blob }) = own.queue.front().copied() else { return };
         if !milestone.whole {
-            let bytes = self.network.tell(milestone.flow, self.now);
+            let (bytes, since_first) = self.network.tell(milestone.flow, self.now);
             if bytes > 0 {
-                let event = Event::Progress { node: to, from, serial, channel, piece, bytes };
+                let event = Event::Progress { node: to, from, serial, channel, piece, bytes, since_first };
                 self.outbox.post(to, there, Mail::Event(event));
             }
             return;
         }
         own.queue.pop_front();
         own.begun = false;
+        let since_first = self.network.since_first(milestone.flow, self.now);
         let more = !own.queue.is_empty();
         self.sent_bytes[from as usize] += u64::from(bytes);
-        let event = Event::Arrived { node: to, from, serial, channel, piece, bytes };
+        let event = Event::Arrived { node: to, from, serial, channel, piece, bytes, since_first };
         self.outbox.post(to, there, Mail::Event(event));
         let event = Event::Sent { node: from, to, serial, blob, piece, bytes };
         self.outbox.post(from, self.now, Mail::Event(event));

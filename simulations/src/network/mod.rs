@@ -18,9 +18,9 @@ use shoal_types::Zone;
 
 use fair::{Demand, Filler};
 
-/// Payload bytes in a frame of the data plane: what has to arrive before a receiver can tell progress.
+/// Payload bytes in a frame of the data plane: what has to arrive before a receiver counts the first part of a piece as here.
 const FRAME_BYTES: f64 = 262_144.0;
-/// Progress of a piece is told at least this often.
+/// Progress of a piece is told this often, and not of one that is through before that.
 const PROGRESS_INTERVAL: u64 = 250_000_000;
 /// Rate of what is said to be unlimited, in bytes per second.
 const UNLIMITED: f64 = 1e12;
@@ -116,7 +116,8 @@ struct Flow {
     rtt: f64,
     weight: f64,
     window: f64,
-    idle_since: u64,
+    /// When the first part of the piece was through; `u64::MAX` before that.
+    first: u64,
     /// Which of the links it crosses held it back when the rates were set.
     held_back: [bool; 3],
 }
@@ -260,7 +261,7 @@ impl Network {
             rtt,
             weight: self.weight(rtt),
             window: self.config.window_start_bytes as f64,
-            idle_since: 0,
+            first: u64::MAX,
             held_back: [false; 3],
         };
         match self.unused.pop() {
@@ -294,9 +295,11 @@ impl Network {
         own.done = 0.0;
         own.told = 0.0;
         own.told_at = now;
+        own.first = u64::MAX;
         own.total = f64::from(bytes);
         if own.place == NOWHERE {
-            if now.saturating_sub(own.idle_since) > IDLE_RESET.max((own.rtt * NANOS) as u64) {
+            // It has stood still since it was last settled.
+            if now.saturating_sub(own.since) > IDLE_RESET.max((own.rtt * NANOS) as u64) {
                 own.window = self.config.window_start_bytes as f64;
             }
             self.resume(flow, now, due);
@@ -330,7 +333,6 @@ impl Network {
             return;
         }
         own.serial = own.serial.wrapping_add(1);
-        own.idle_since = now;
         let (crosses, rate) = (own.crosses, std::mem::take(&mut own.rate));
         let held_back = std::mem::take(&mut own.held_back);
         self.claim(crosses, -rate, now);
@@ -351,14 +353,20 @@ impl Network {
         self.unused.push(flow);
     }
 
-    /// Payload bytes of the present piece that were not told yet; they are told now.
-    pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> u32 {
-        self.settle(flow, now);
+    /// Payload bytes of the present piece that were not told yet, which they are now, and nanoseconds since its first part was through.
+    pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> (u32, u32) {
+        let since_first = self.since_first(flow, now);
         let own = &mut self.flows[flow as usize];
         let fresh = (own.done - own.told).round().max(0.0);
         own.told += fresh;
         own.told_at = now;
-        fresh as u32
+        (fresh as u32, since_first)
+    }
+
+    /// Nanoseconds since the first part of the present piece was through; zero when it is not, or is only now.
+    pub(crate) fn since_first(&mut self, flow: FlowId, now: u64) -> u32 {
+        self.settle(flow, now);
+        u32::try_from(now.saturating_sub(self.flows[flow as usize].first)).unwrap_or(u32::MAX)
     }
 
     /// Payload bytes of the present piece that were carried.
@@ -392,6 +400,10 @@ impl Network {
             return;
         }
         let moved = (own.rate * (now - own.since) as f64 / NANOS).min(own.total - own.done).max(0.0);
+        let needed = FRAME_BYTES - own.done;
+        if needed > 0.0 && moved >= needed {
+            own.first = own.since + (needed / own.rate * NANOS) as u64;
+        }
         own.since = now;
         own.done += moved;
         // A window doubles in a round trip while nothing is lost: its growth is ln 2 of what is acknowledged.
@@ -416,11 +428,7 @@ impl Network {
             }
         };
         reach(own.total - own.done, true);
-        if own.told == 0.0 && own.total > FRAME_BYTES {
-            if own.done < FRAME_BYTES {
-                reach(FRAME_BYTES - own.done, false);
-            }
-        } else if own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL {
+        if own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL {
             reach(0.0, false);
         }
     }

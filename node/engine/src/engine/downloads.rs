@@ -221,12 +221,19 @@ impl Engine {
         self.fill_member(digest, peer);
     }
 
-    pub(super) fn piece_progress(&mut self, peer: PeerId, channel: Channel, number: u32, bytes: u32) {
+    pub(super) fn piece_progress(
+        &mut self,
+        peer: PeerId,
+        channel: Channel,
+        number: u32,
+        bytes: u32,
+        since_first: Duration,
+    ) {
         let now = self.now;
         let Some(digest) = self.digest_of(&peer, channel) else { return };
         let outstanding =
             self.member_mut(digest, &peer).and_then(|member| member.outstanding.get_mut(number)).map(|o| {
-                let first = (o.arrived_bytes == 0).then(|| now.saturating_since(o.at));
+                let first = (o.arrived_bytes == 0).then(|| o.waited(now, since_first));
                 let fresh = bytes.min(o.bytes.saturating_sub(o.arrived_bytes));
                 o.arrived_bytes = o.arrived_bytes.saturating_add(fresh);
                 (first, fresh, o.link.clone())
@@ -248,7 +255,14 @@ impl Engine {
         }
     }
 
-    pub(super) fn piece_arrived(&mut self, peer: PeerId, channel: Channel, number: u32, buffer: BufferId) {
+    pub(super) fn piece_arrived(
+        &mut self,
+        peer: PeerId,
+        channel: Channel,
+        number: u32,
+        buffer: BufferId,
+        since_first: Duration,
+    ) {
         let now = self.now;
         let found = self.digest_of(&peer, channel).and_then(|digest| {
             let (member, outstanding) = self.answered(digest, &peer, number)?;
@@ -259,13 +273,14 @@ impl Engine {
             // It crossed our cancel.
             return self.out.push(Effect::DropBuffer { buffer });
         };
+        let waited = outstanding.waited(now, since_first);
         let Outstanding { at, bytes, arrived_bytes, link } = outstanding;
         let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
         let piece_bytes = blob.layout.piece_bytes();
         let before = blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
         let asked_twice = matches!(before, Some(Pending::Requested(asked)) if asked.len() > 1);
-        let first = (arrived_bytes == 0).then(|| now.saturating_since(at));
+        let first = (arrived_bytes == 0).then_some(waited);
         let window = |own: &Self| own.peers.get(&peer).map(|known| known.flow.window);
         let window_before = window(self);
         let flow = self.peers.get_mut(&peer).map(|known| &mut known.flow);

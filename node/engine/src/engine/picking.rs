@@ -231,9 +231,10 @@ impl Engine {
             |id: &PeerId| self.peers.get(id).map_or(Duration::MAX, |known| known.flow.expected(bytes));
         let own = expected(peer);
         asked.iter().all(|id| {
-            let silent =
-                self.peers.get(id).map_or(Duration::MAX, |known| self.now.saturating_since(known.flow.life));
-            silent > own.max(expected(id))
+            let Some(flow) = self.peers.get(id).map(|known| &known.flow) else { return false };
+            // Progress may be told with whole pieces only.
+            let usual = flow.usual_silence().unwrap_or_default();
+            self.now.saturating_since(flow.life) > own.max(expected(id)).max(usual)
         })
     }
 

@@ -288,7 +288,13 @@ impl World {
             Op::Deliver(n, known) => self.deliver(n, known),
             Op::Progress(n) => {
                 let Some((number, channel)) = self.first_request(n) else { return };
-                self.input(Input::PieceProgress { peer: peer(n), channel, piece: number, bytes: 1000 });
+                self.input(Input::PieceProgress {
+                    peer: peer(n),
+                    channel,
+                    piece: number,
+                    bytes: 1000,
+                    since_first: Duration::ZERO,
+                });
             }
             Op::Verify(good) => self.verify(good),
             Op::Busy(n) => {
@@ -398,7 +404,13 @@ impl World {
         }
         self.buffers += 1;
         let buffer = BufferId(self.buffers);
-        self.input(Input::PieceArrived { peer: peer(n), channel, piece: number, buffer });
+        self.input(Input::PieceArrived {
+            peer: peer(n),
+            channel,
+            piece: number,
+            buffer,
+            since_first: Duration::ZERO,
+        });
     }
 
     fn verify(&mut self, good: bool) {

@@ -21,6 +21,13 @@ pub(crate) struct Outstanding {
     pub(crate) link: Option<Zone>,
 }
 
+impl Outstanding {
+    /// Time from the request to the first part, which was here `since_first` before `now`.
+    pub(crate) fn waited(&self, now: Timestamp, since_first: Duration) -> Duration {
+        now.saturating_since(self.at).saturating_sub(since_first)
+    }
+}
+
 /// A peer's refusal of one piece.
 #[derive(Debug)]
 pub(crate) struct Refusal {

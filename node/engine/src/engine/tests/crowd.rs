@@ -464,7 +464,7 @@ impl Crowd {
         let (peer, channel, index) = self.in_flight.get_mut(&digest).unwrap().remove(0);
         self.buffers += 1;
         let (piece, buffer) = (index.get(), BufferId(self.buffers));
-        self.input(Input::PieceArrived { peer, channel, piece, buffer });
+        self.input(Input::PieceArrived { peer, channel, piece, buffer, since_first: Duration::ZERO });
         index
     }
 
