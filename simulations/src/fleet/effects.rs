@@ -88,9 +88,7 @@ impl Shard {
 
     fn expect(&mut self, world: &World, node: u32, peer: &PeerId, what: (u32, u32), wanted: bool) {
         let Some(from) = world.id_of(peer) else { return };
-        let own = self.own(node);
-        let Some(serial) = own.link(from).map(|link| link.serial) else { return };
-        let Some(link) = own.link_mut(from, serial) else { return };
+        let Some(link) = self.own(node).any_link_mut(from) else { return };
         if wanted {
             link.expected.push(what);
         } else if let Some(at) = link.expected.iter().position(|known| *known == what) {

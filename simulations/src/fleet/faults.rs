@@ -39,7 +39,8 @@ impl Fleet {
     fn hang_up_all(&mut self, node: NodeId) {
         let (now, id) = (self.now, node as u32);
         for (other, _, serial) in self.node(node).connections() {
-            self.shard_mut(node).unlink(id, other, serial);
+            // From now on it always looks.
+            self.shard_mut(node).unlink(id, other, serial, u64::MAX);
         }
         // The network may know of some that the node had not heard of yet.
         for number in 0..self.wire.connections.len() {

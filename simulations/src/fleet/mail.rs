@@ -100,7 +100,7 @@ impl Event {
 pub(crate) enum Mail {
     Event(Event),
     Input(Box<ForNode>),
-    Message { node: u32, from: u32, serial: u32, message: Message },
+    Message { node: u32, from: u32, serial: u32, message: Box<Message> },
 }
 
 /// An input for a life of a node.

@@ -187,6 +187,10 @@ pub(crate) struct Node {
     others: Vec<u32>,
     /// A connection each.
     links: Vec<Link>,
+    /// Until then something may come over a connection that is not there any more.
+    unlinked_until: u64,
+    /// One of its connections is or was cut.
+    pub(crate) ever_cut: bool,
     /// Whom it refuses.
     pub(crate) bans: BTreeSet<u32>,
     pub(crate) disk: BTreeMap<u32, Held>,
@@ -213,6 +217,8 @@ impl Node {
             wake: u64::MAX,
             others: Vec::new(),
             links: Vec::new(),
+            unlinked_until: 0,
+            ever_cut: false,
             bans: BTreeSet::new(),
             disk: BTreeMap::new(),
             disk_free: 0,
@@ -233,6 +239,18 @@ impl Node {
         self.others.binary_search(&other).ok().and_then(|at| self.links.get(at))
     }
 
+    /// Whether what comes over a connection may find none, or one that is cut. Otherwise whoever sent it was connected, and so is
+    /// this end: what is on the way is here before that connection's end has long been known.
+    pub(crate) fn must_look(&self, now: u64) -> bool {
+        self.ever_cut || now <= self.unlinked_until
+    }
+
+    /// The link to another node, whichever connection's it is.
+    pub(crate) fn any_link_mut(&mut self, other: u32) -> Option<&mut Link> {
+        let at = self.others.binary_search(&other).ok()?;
+        self.links.get_mut(at)
+    }
+
     /// The link to another node, if it is still that connection's.
     pub(crate) fn link_mut(&mut self, other: u32, serial: u32) -> Option<&mut Link> {
         let at = self.others.binary_search(&other).ok()?;
@@ -240,18 +258,20 @@ impl Node {
     }
 
     pub(crate) fn add_link(&mut self, other: u32, link: Link) {
+        self.ever_cut |= link.cut;
         if let Err(at) = self.others.binary_search(&other) {
             self.others.insert(at, other);
             self.links.insert(at, link);
         }
     }
 
-    /// Takes a link out, if it is still that connection's.
-    pub(crate) fn remove_link(&mut self, other: u32, serial: u32) -> Option<Link> {
+    /// Takes a link out, if it is still that connection's. What is on the way over it comes until `late`.
+    pub(crate) fn remove_link(&mut self, other: u32, serial: u32, late: u64) -> Option<Link> {
         let at = self.others.binary_search(&other).ok()?;
         if self.links.get(at)?.serial != serial {
             return None;
         }
+        self.unlinked_until = self.unlinked_until.max(late);
         self.others.remove(at);
         Some(self.links.remove(at))
     }

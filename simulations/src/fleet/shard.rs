@@ -28,7 +28,7 @@ pub(crate) struct Shard {
     inputs: Slab<Input>,
     /// Wishes being carried out; empty in between.
     effects: VecDeque<Effect>,
-    messages: Slab<shoal_engine::message::Message>,
+    messages: Slab<Box<shoal_engine::message::Message>>,
     /// When the last event happened.
     pub(crate) now: u64,
     pub(crate) events: u64,
@@ -150,21 +150,25 @@ impl Shard {
             }
             Event::Wake { .. } => self.wake(world, node),
             Event::Message { from, serial, message, .. } => {
-                match self.own(node).link_mut(from, serial) {
-                    Some(link) if link.cut => return link.delayed.push(event),
-                    Some(_) => {}
-                    None => return self.lost(event),
+                let now = self.now;
+                let own = self.own(node);
+                if own.must_look(now) {
+                    match own.link_mut(from, serial) {
+                        Some(link) if link.cut => return link.delayed.push(event),
+                        Some(_) => {}
+                        None => return self.lost(event),
+                    }
                 }
                 if let Some(message) = self.messages.take(message) {
                     let peer = world.fact(from).peer;
-                    self.deliver(world, node, Input::Message { peer, message });
+                    self.deliver(world, node, Input::Message { peer, message: *message });
                 }
             }
             Event::Linked { other, connection, serial, .. } => {
                 self.linked(world, node, other, connection, serial);
             }
             Event::Unlinked { other, serial, .. } => {
-                if self.unlink(node, other, serial) {
+                if self.unlink(node, other, serial, self.now + world.in_flight_max()) {
                     self.deliver(world, node, Input::PeerDisconnected { peer: world.fact(other).peer });
                 }
             }
@@ -218,9 +222,12 @@ impl Shard {
     fn wake(&mut self, world: &World, node: u32) {
         let (now, time) = (self.now, self.time());
         let own = self.own(node);
-        if own.wake <= now {
-            own.wake = u64::MAX;
+        if own.wake > now {
+            // It was arranged before an earlier one was, and what that one was for is done.
+            debug_assert!(own.engine.poll_timeout().is_none_or(|at| at > time));
+            return;
         }
+        own.wake = u64::MAX;
         if own.engine.poll_timeout().is_some_and(|at| at <= time) {
             own.engine.handle_timeout(time);
         }
@@ -299,11 +306,12 @@ impl Shard {
     fn linked(&mut self, world: &World, node: u32, other: u32, connection: u32, serial: u32) {
         let cut = !world.reaches(node, other);
         let delay = world.delay(node, other);
+        let late = self.now + world.in_flight_max();
         match self.node(node).link(other) {
             Some(link) if link.serial == serial => {}
             known => {
                 let before = known.map(|link| link.serial);
-                if before.is_some_and(|serial| self.unlink(node, other, serial)) {
+                if before.is_some_and(|serial| self.unlink(node, other, serial, late)) {
                     self.deliver(world, node, Input::PeerDisconnected { peer: world.fact(other).peer });
                 }
                 self.own(node).add_link(other, Link::new(connection, serial, delay, cut));
@@ -316,9 +324,10 @@ impl Shard {
         self.deliver(world, node, input);
     }
 
-    /// Takes a link out, if it is still that connection's, with what it would have carried later.
-    pub(crate) fn unlink(&mut self, node: u32, other: u32, serial: u32) -> bool {
-        let Some(link) = self.own(node).remove_link(other, serial) else { return false };
+    /// Takes a link out, if it is still that connection's, with what it would have carried later. What is on the way over it comes
+    /// until `late`.
+    pub(crate) fn unlink(&mut self, node: u32, other: u32, serial: u32, late: u64) -> bool {
+        let Some(link) = self.own(node).remove_link(other, serial, late) else { return false };
         link.delayed.into_iter().for_each(|event| self.lost(event));
         true
     }
@@ -338,6 +347,7 @@ impl Shard {
         let (serial, at) = (link.serial, now + link.delay);
         own.tally.messages += 1;
         own.tally.control_bytes += crate::trace::wire_bytes(&message);
+        let message = Box::new(message);
         self.outbox.post(to, at, Mail::Message { node: to, from: node, serial, message });
     }
 
@@ -346,14 +356,16 @@ impl Shard {
         let now = self.now;
         let Some(link) = self.node(node).link(other) else { return };
         let (connection, serial) = (link.connection, link.serial);
-        self.unlink(node, other, serial);
+        self.unlink(node, other, serial, now + world.in_flight_max());
         self.ops.push(Op::HangUp { connection, serial, at: now });
         self.answer(world, node, now, Input::PeerDisconnected { peer: world.fact(other).peer });
     }
 
     /// Cuts a node's link, or mends it: then TCP sends again what was lost.
     pub(crate) fn set_cut(&mut self, now: u64, node: u32, other: u32, serial: u32, cut: bool) {
-        let Some(link) = self.own(node).link_mut(other, serial) else { return };
+        let own = self.own(node);
+        own.ever_cut |= cut;
+        let Some(link) = own.link_mut(other, serial) else { return };
         link.cut = cut;
         let at = now + link.delay + RESENT_AFTER;
         if !cut {

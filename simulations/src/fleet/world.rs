@@ -81,6 +81,13 @@ impl World {
         self.by_digest.get(digest).copied()
     }
 
+    /// Nanoseconds from when one end of a connection is gone until nothing that the other sent is under way any more, or more: it hears
+    /// of that a delay later, what it has said till then comes another later, and mail may be held until its step is over.
+    pub(crate) fn in_flight_max(&self) -> u64 {
+        let longest = self.delays.iter().flatten().max().copied().unwrap_or(0);
+        4 * (longest + nanos(self.config.network.delay))
+    }
+
     /// Whether packets get from one node to the other.
     pub(crate) fn reaches(&self, a: u32, b: u32) -> bool {
         let (a, b) = (self.fact(a), self.fact(b));
