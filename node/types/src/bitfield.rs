@@ -93,17 +93,6 @@ impl Bitfield {
         self.words.iter().zip(&other.words).any(|(own, theirs)| own & !theirs != 0)
     }
 
-    /// Whether there are at least `count` pieces in `self` that `other` lacks. It looks no further than it has to.
-    pub fn has_so_many_beyond(&self, other: &Self, count: u32) -> bool {
-        let mut left = count;
-        let mut words = self.words.iter().zip(&other.words);
-        left == 0
-            || words.any(|(own, theirs)| {
-                left = left.saturating_sub((own & !theirs).count_ones());
-                left == 0
-            })
-    }
-
     /// Number of pieces in `self` that `other` lacks.
     pub fn count_beyond(&self, other: &Self) -> u32 {
         self.words.iter().zip(&other.words).map(|(own, theirs)| (own & !theirs).count_ones()).sum()
@@ -186,10 +175,6 @@ mod tests {
             prop_assert_eq!(field.iter_missing(&layout).count() as u32, count - field.count());
             prop_assert_eq!(Bitfield::from_bytes(count, &field.to_bytes()), Some(field.clone()));
             prop_assert_eq!(Bitfield::full(count).count_beyond(&field), count - field.count());
-            let lacking = count - field.count();
-            for (so_many, expected) in [(0, true), (lacking, true), (lacking / 2, true), (lacking + 1, false)] {
-                prop_assert_eq!(Bitfield::full(count).has_so_many_beyond(&field, so_many), expected);
-            }
             prop_assert_eq!(field.is_full(), model.len() == count as usize);
             field.union_with(&Bitfield::full(count));
             prop_assert!(field.is_full());

@@ -38,8 +38,8 @@ impl Fleet {
     /// Ends every connection of a node that does not run. The others hear of it.
     fn hang_up_all(&mut self, node: NodeId) {
         let (now, id) = (self.now, node as u32);
+        self.node_mut(node).always_look();
         for (other, _, serial) in self.node(node).connections() {
-            // From now on it always looks.
             self.shard_mut(node).unlink(id, other, serial, u64::MAX);
         }
         // The network may know of some that the node had not heard of yet.
@@ -97,7 +97,9 @@ impl Fleet {
     pub fn resume(&mut self, node: NodeId) {
         let now = self.now;
         self.world.fact_mut(node as u32).stopped = false;
-        let missed = std::mem::take(&mut self.node_mut(node).missed);
+        let own = self.node_mut(node);
+        own.always_look();
+        let missed = std::mem::take(&mut own.missed);
         let shard = self.shard_mut(node);
         missed.into_iter().for_each(|event| shard.arrange(now, event));
         shard.arrange(now, Event::Wake { node: node as u32 });

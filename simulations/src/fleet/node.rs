@@ -190,7 +190,7 @@ pub(crate) struct Node {
     /// Until then something may come over a connection that is not there any more.
     unlinked_until: u64,
     /// One of its connections is or was cut.
-    pub(crate) ever_cut: bool,
+    ever_cut: bool,
     /// Whom it refuses.
     pub(crate) bans: BTreeSet<u32>,
     pub(crate) disk: BTreeMap<u32, Held>,
@@ -245,6 +245,16 @@ impl Node {
         self.ever_cut || now <= self.unlinked_until
     }
 
+    /// From now on what comes over a connection is always looked at.
+    pub(crate) fn always_look(&mut self) {
+        self.unlinked_until = u64::MAX;
+    }
+
+    /// Notes that a connection is cut, or is not any more.
+    pub(crate) fn note_cut(&mut self, cut: bool) {
+        self.ever_cut |= cut;
+    }
+
     /// The link to another node, whichever connection's it is.
     pub(crate) fn any_link_mut(&mut self, other: u32) -> Option<&mut Link> {
         let at = self.others.binary_search(&other).ok()?;
@@ -258,7 +268,7 @@ impl Node {
     }
 
     pub(crate) fn add_link(&mut self, other: u32, link: Link) {
-        self.ever_cut |= link.cut;
+        self.note_cut(link.cut);
         if let Err(at) = self.others.binary_search(&other) {
             self.others.insert(at, other);
             self.links.insert(at, link);

@@ -364,7 +364,7 @@ impl Shard {
     /// Cuts a node's link, or mends it: then TCP sends again what was lost.
     pub(crate) fn set_cut(&mut self, now: u64, node: u32, other: u32, serial: u32, cut: bool) {
         let own = self.own(node);
-        own.ever_cut |= cut;
+        own.note_cut(cut);
         let Some(link) = own.link_mut(other, serial) else { return };
         link.cut = cut;
         let at = now + link.delay + RESENT_AFTER;

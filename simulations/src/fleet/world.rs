@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_engine::message::PeerHint;
 use shoal_types::{Digest, Endpoint, PeerId, Roles, Zone, rendezvous};
 
-use super::FleetConfig;
+use super::{FleetConfig, STEP_MIN};
 use crate::network::nanos;
 use crate::trace::{HASH_START, hash_word};
 use crate::truth::Truth;
@@ -85,7 +85,7 @@ impl World {
     /// of that a delay later, what it has said till then comes another later, and mail may be held until its step is over.
     pub(crate) fn in_flight_max(&self) -> u64 {
         let longest = self.delays.iter().flatten().max().copied().unwrap_or(0);
-        4 * (longest + nanos(self.config.network.delay))
+        4 * (longest + nanos(self.config.network.delay) + STEP_MIN)
     }
 
     /// Whether packets get from one node to the other.

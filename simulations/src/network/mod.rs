@@ -428,7 +428,8 @@ impl Network {
             }
         };
         reach(own.total - own.done, true);
-        if own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL {
+        if own.first < u64::MAX && own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL
+        {
             reach(0.0, false);
         }
     }

@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// A piece others were asked for: of a stalled peer at any time, of a slower one only at the very end.
-    fn pick_pending(&self, blob: &Blob, peer: &PeerId, member: &Member, held_back: bool) -> Picked {
+    fn pick_pending(&self, blob: &Blob, peer: &PeerId, member: &Member, mut held_back: bool) -> Picked {
         let endgame = blob.picker.wanted() == 0 && blob.pending.len() <= self.config.endgame_pieces_max;
         if !endgame && !self.stalls {
             return if held_back { Picked::HeldBack } else { Picked::Nothing };
@@ -213,12 +213,12 @@ impl Engine {
             if asked.iter().all(stalled) {
                 return Picked::Stolen(number);
             }
-            if endgame
-                && asked.len() < DUPLICATES_MAX
-                && member.same_zone
-                && self.is_late(blob, number, asked, peer)
-            {
-                return Picked::Piece(number);
+            if endgame && asked.len() < DUPLICATES_MAX && member.same_zone {
+                if self.is_late(blob, number, asked, peer) {
+                    return Picked::Piece(number);
+                }
+                // Nothing else may happen until it is.
+                held_back = true;
             }
         }
         if held_back { Picked::HeldBack } else { Picked::Nothing }

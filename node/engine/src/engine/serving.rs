@@ -305,7 +305,8 @@ impl Engine {
             let enough = pieces.len().saturating_add(config.have_enough_pieces);
             let enough = u32::try_from(enough).unwrap_or(u32::MAX);
             // In all but a few cases it is known without a look at the member that it can wait.
-            if !full
+            if same_zone
+                && !full
                 && !spans_zones
                 && let Some(until) = owed.until.filter(|until| now < *until)
                 && let Some(spare) = owed.spare_after(fresh)

@@ -7,6 +7,7 @@
 )]
 
 mod crowd;
+mod late;
 mod live;
 mod room;
 mod shares;
