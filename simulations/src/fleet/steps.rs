@@ -1,8 +1,7 @@
 //! Steps: the wire and all shards run at the same time, and exchange mail in between.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Fleet;
 use super::crew;
@@ -38,16 +37,16 @@ impl<'a> Parts<'a> {
     /// The wire, which takes longest, and then the shards.
     fn run(&self, part: usize) {
         match part.checked_sub(1).and_then(|shard| self.shards.get(shard)) {
-            Some(shard) => shard.lock().run(self.world, self.until.load(Ordering::SeqCst)),
+            Some(shard) => lock(shard).run(self.world, self.until.load(Ordering::SeqCst)),
             None => match self.ahead.load(Ordering::SeqCst) {
                 0 => {}
-                ahead => self.wire.lock().run(self.world, ahead),
+                ahead => lock(&self.wire).run(self.world, ahead),
             },
         }
     }
 
     fn meet(&self) -> Meeting<'_, 'a> {
-        Meeting { wire: self.wire.lock(), shards: self.shards.iter().map(Mutex::lock).collect() }
+        Meeting { wire: lock(&self.wire), shards: self.shards.iter().map(lock).collect() }
     }
 }
 
@@ -179,6 +178,11 @@ impl Fleet {
         self.wire.inbox.resize_with(self.shards.len(), Vec::new);
         self.wire.outbox = Outbox::new(self.shards.len());
     }
+}
+
+/// What panicked is of no use any more, but the panic is what is to be seen.
+fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Moves all of one list behind another. Lists that take turns keep their room.
