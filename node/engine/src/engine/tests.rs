@@ -7,6 +7,7 @@
 )]
 
 mod crowd;
+mod downloader;
 mod late;
 mod live;
 mod room;
