@@ -1,5 +1,6 @@
 //! Runs a scenario file without the rest of the program: `cargo run --example simulate -- FILE [SEED]`, with
-//! `_RJEM_MALLOC_CONF=thp:always,metadata_thp:always` for huge pages, which `shoal simulate` asks for by itself.
+//! `_RJEM_MALLOC_CONF=thp:always,metadata_thp:always` for huge pages: what `shoal simulate` asks for by itself, with what else helps, is
+//! in ADR 23.
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a program for people, with a clock")]
 
 use shoal_simulations::scenario::{Scenario, Simulation};

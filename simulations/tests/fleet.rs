@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_engine::io::{ReadError, ReaderWant};
-use shoal_simulations::{Fleet, FleetConfig, NetworkConfig, NodeSpec, Truth};
+use shoal_simulations::{Cut, Fleet, FleetConfig, NetworkConfig, NodeSpec, Truth};
 use shoal_types::Zone;
 
 const MIB: u64 = 1 << 20;
@@ -392,4 +392,27 @@ fn what_stood_still_goes_on_from_when_it_is_let_go() {
     // 0.84 s of transfer, less than a quarter of which was over.
     let done = fleet.outcome(node, reader).done.unwrap().since_start();
     assert!(done > Duration::from_millis(5800), "{done:?}");
+}
+
+#[test]
+fn what_is_said_while_the_network_is_cut_is_heard_when_it_is_not() {
+    let mut fleet = Fleet::new(FleetConfig::default(), 18);
+    let [first, second] = [18, 19].map(|seed| Truth::new(seed, MIB));
+    let source = fleet.add(origin());
+    let node = fleet.add(NodeSpec::default());
+    [&first, &second].into_iter().for_each(|truth| fleet.store(source, truth));
+    fleet.read(node, first.metainfo.digest(), everything());
+    assert!(fleet.run_readers(secs(10)));
+    fleet.partition(&[node], Cut::Silent);
+    let said = fleet.tally(node).messages;
+    let reader = fleet.read(node, second.metainfo.digest(), everything());
+    fleet.run_for(Duration::from_millis(10));
+    let answered = fleet.tally(source).messages;
+    fleet.run_for(secs(1));
+    // What was under way when it was cut came before that, and what the node says does not.
+    assert_eq!(fleet.tally(source).messages, answered);
+    assert!(fleet.tally(node).messages > said && fleet.outcome(node, reader).until == 0);
+    fleet.heal();
+    assert!(fleet.run_readers(secs(10)));
+    assert_eq!(fleet.outcome(node, reader).until, MIB);
 }

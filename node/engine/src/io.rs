@@ -109,7 +109,7 @@ pub enum Input {
         piece: u32,
         /// Payload bytes since the last such input of this piece.
         bytes: u32,
-        /// Time since its first part was here, if this is the first such input of this piece; zero when that is it.
+        /// Time since its first part was here. Looked at in the first such input of a piece only; zero when this is that part.
         since_first: Duration,
     },
     /// All of a piece arrived; the driver holds it in `buffer`.
@@ -122,7 +122,7 @@ pub enum Input {
         piece: u32,
         /// Where it is. The engine answers with `VerifyPiece` or `DropBuffer`.
         buffer: BufferId,
-        /// Time since its first part was here, where no `PieceProgress` told of that; zero when it is known only now.
+        /// Time since its first part was here. Looked at only where no `PieceProgress` told of it; zero when it is known only now.
         since_first: Duration,
     },
     /// [`Effect::SendPiece`] is done: its last byte is in the socket, or it was given up.

@@ -1,6 +1,6 @@
 //! Threads that share the parts of one step after the other.
 //!
-//! A step is a millisecond of work. A thread that sleeps until the next one is woken late, and a processor that rests meanwhile
+//! A step is a millisecond or two of work. A thread that sleeps until the next one is woken late, and a processor that rests meanwhile
 //! begins slowly, so they spin.
 
 use std::hint::spin_loop;

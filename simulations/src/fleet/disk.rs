@@ -1,11 +1,9 @@
 //! What a node's disk and processor do with pieces.
 
-use std::time::Duration;
-
 use shoal_engine::io::{BufferId, Input};
 use shoal_types::{Digest, PeerId, PieceIndex};
 
-use super::mail::Event;
+use super::mail::{Coming, Event};
 use super::node::time_of;
 use super::shard::Shard;
 use super::world::World;
@@ -13,12 +11,12 @@ use crate::network::nanos;
 
 impl Shard {
     /// The last byte of a piece is there.
-    pub(super) fn arrived(&mut self, world: &World, event: Event) {
-        let Event::Arrived { node, from, serial, channel, piece, bytes, since_first } = event else { return };
+    pub(super) fn arrived(&mut self, world: &World, coming: Coming) {
+        let Coming { node, from, serial, channel, piece, bytes, .. } = coming;
         let own = self.own(node);
         let Some(link) = own.link_mut(from, serial) else { return };
         if link.cut {
-            return link.delayed.push(event);
+            return link.delayed.push(Event::Arrived(coming));
         }
         let Some(at) = link.expected.iter().position(|known| *known == (channel, piece)) else {
             own.tally.wasted_bytes += u64::from(bytes);
@@ -30,7 +28,7 @@ impl Shard {
         let buffer = own.buffers_made;
         own.buffers.push((buffer, !fact.corrupt));
         let (peer, buffer) = (fact.peer, BufferId(buffer));
-        let since_first = Duration::from_nanos(since_first.into());
+        let since_first = coming.since_first();
         self.deliver(world, node, Input::PieceArrived { peer, channel, piece, buffer, since_first });
     }
 

@@ -40,7 +40,7 @@ impl Fleet {
         let (now, id) = (self.now, node as u32);
         self.node_mut(node).always_look();
         for (other, _, serial) in self.node(node).connections() {
-            self.shard_mut(node).unlink(id, other, serial, u64::MAX);
+            self.shard_mut(node).unlink(id, other, serial, now);
         }
         // The network may know of some that the node had not heard of yet.
         for number in 0..self.wire.connections.len() {

@@ -1,80 +1,43 @@
 //! What the parts of a fleet send each other: each part runs by itself for a step, and its mail is delivered after that.
 
+use std::time::Duration;
+
 use shoal_engine::io::Input;
 use shoal_engine::message::Message;
 
 /// What happens at a node. Small: what is large is in a slab.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    Input {
-        node: u32,
-        life: u32,
-        input: u32,
-    },
-    Wake {
-        node: u32,
-    },
-    Message {
-        node: u32,
-        from: u32,
-        serial: u32,
-        message: u32,
-    },
-    Dialed {
-        node: u32,
-        from: u32,
-        life: u32,
-    },
-    Linked {
-        node: u32,
-        other: u32,
-        connection: u32,
-        serial: u32,
-    },
-    Unlinked {
-        node: u32,
-        other: u32,
-        serial: u32,
-    },
-    Sent {
-        node: u32,
-        to: u32,
-        serial: u32,
-        blob: u32,
-        piece: u32,
-        bytes: u32,
-    },
-    /// `since_first` is in nanoseconds.
-    Progress {
-        node: u32,
-        from: u32,
-        serial: u32,
-        channel: u32,
-        piece: u32,
-        bytes: u32,
-        since_first: u32,
-    },
-    Arrived {
-        node: u32,
-        from: u32,
-        serial: u32,
-        channel: u32,
-        piece: u32,
-        bytes: u32,
-        since_first: u32,
-    },
-    Verified {
-        node: u32,
-        life: u32,
-        blob: u32,
-        piece: u32,
-    },
-    ReaderMoved {
-        node: u32,
-        life: u32,
-        reader: u32,
-        offset: u64,
-    },
+    Input { node: u32, life: u32, input: u32 },
+    Wake { node: u32 },
+    Message { node: u32, from: u32, serial: u32, message: u32 },
+    Dialed { node: u32, from: u32, life: u32 },
+    Linked { node: u32, other: u32, connection: u32, serial: u32 },
+    Unlinked { node: u32, other: u32, serial: u32 },
+    Sent { node: u32, to: u32, serial: u32, blob: u32, piece: u32, bytes: u32 },
+    Progress(Coming),
+    Arrived(Coming),
+    Verified { node: u32, life: u32, blob: u32, piece: u32 },
+    ReaderMoved { node: u32, life: u32, reader: u32, offset: u64 },
+}
+
+/// What of a piece has come to a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Coming {
+    pub(crate) node: u32,
+    pub(crate) from: u32,
+    pub(crate) serial: u32,
+    pub(crate) channel: u32,
+    pub(crate) piece: u32,
+    pub(crate) bytes: u32,
+    /// Nanoseconds since its first part was here.
+    pub(crate) since_first: u32,
+}
+
+impl Coming {
+    pub(crate) fn since_first(&self) -> Duration {
+        Duration::from_nanos(self.since_first.into())
+    }
 }
 
 impl Event {
@@ -87,8 +50,8 @@ impl Event {
             | Self::Linked { node, .. }
             | Self::Unlinked { node, .. }
             | Self::Sent { node, .. }
-            | Self::Progress { node, .. }
-            | Self::Arrived { node, .. }
+            | Self::Progress(Coming { node, .. })
+            | Self::Arrived(Coming { node, .. })
             | Self::Verified { node, .. }
             | Self::ReaderMoved { node, .. } => node,
         }

@@ -321,11 +321,6 @@ impl Fleet {
         self.run_to(end, true)
     }
 
-    /// Readers of living nodes that are neither done nor failed.
-    pub fn open_readers(&self) -> usize {
-        self.shards.iter().map(|shard| shard.open_readers).sum()
-    }
-
     /// A number below `bound` from the fleet's own generator, for scenarios.
     pub fn draw(&mut self, bound: u64) -> u64 {
         self.random.next_u64() % bound.max(1)

@@ -187,10 +187,8 @@ pub(crate) struct Node {
     others: Vec<u32>,
     /// A connection each.
     links: Vec<Link>,
-    /// Until then something may come over a connection that is not there any more.
-    unlinked_until: u64,
-    /// One of its connections is or was cut.
-    ever_cut: bool,
+    /// Until then something may come over a connection that is not there any more, or is cut.
+    look_until: u64,
     /// Whom it refuses.
     pub(crate) bans: BTreeSet<u32>,
     pub(crate) disk: BTreeMap<u32, Held>,
@@ -217,8 +215,7 @@ impl Node {
             wake: u64::MAX,
             others: Vec::new(),
             links: Vec::new(),
-            unlinked_until: 0,
-            ever_cut: false,
+            look_until: 0,
             bans: BTreeSet::new(),
             disk: BTreeMap::new(),
             disk_free: 0,
@@ -242,17 +239,12 @@ impl Node {
     /// Whether what comes over a connection may find none, or one that is cut. Otherwise whoever sent it was connected, and so is
     /// this end: what is on the way is here before that connection's end has long been known.
     pub(crate) fn must_look(&self, now: u64) -> bool {
-        self.ever_cut || now <= self.unlinked_until
+        now <= self.look_until
     }
 
     /// From now on what comes over a connection is always looked at.
     pub(crate) fn always_look(&mut self) {
-        self.unlinked_until = u64::MAX;
-    }
-
-    /// Notes that a connection is cut, or is not any more.
-    pub(crate) fn note_cut(&mut self, cut: bool) {
-        self.ever_cut |= cut;
+        self.look_until = u64::MAX;
     }
 
     /// The link to another node, whichever connection's it is.
@@ -268,7 +260,9 @@ impl Node {
     }
 
     pub(crate) fn add_link(&mut self, other: u32, link: Link) {
-        self.note_cut(link.cut);
+        if link.cut {
+            self.always_look();
+        }
         if let Err(at) = self.others.binary_search(&other) {
             self.others.insert(at, other);
             self.links.insert(at, link);
@@ -281,7 +275,7 @@ impl Node {
         if self.links.get(at)?.serial != serial {
             return None;
         }
-        self.unlinked_until = self.unlinked_until.max(late);
+        self.look_until = self.look_until.max(late);
         self.others.remove(at);
         Some(self.links.remove(at))
     }

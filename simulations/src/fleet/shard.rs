@@ -1,12 +1,11 @@
 //! A part of the nodes, which runs by itself for a step.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_types::{PeerId, Timestamp};
 
-use super::mail::{Event, ForNode, Mail, Op, Outbox, Posted};
+use super::mail::{Coming, Event, ForNode, Mail, Op, Outbox, Posted};
 use super::node::{Link, Node};
 use super::world::World;
 use crate::network::nanos;
@@ -181,16 +180,16 @@ impl Shard {
                     self.deliver(world, node, Input::PieceSent { peer, digest, piece, bytes });
                 }
             }
-            Event::Progress { from, serial, channel, piece, bytes, since_first, .. } => {
+            Event::Progress(coming) => {
+                let Coming { from, serial, channel, piece, bytes, .. } = coming;
                 let link = self.own(node).link_mut(from, serial);
                 if link.is_some_and(|link| link.expected.contains(&(channel, piece))) {
-                    let peer = world.fact(from).peer;
-                    let since_first = Duration::from_nanos(since_first.into());
+                    let (peer, since_first) = (world.fact(from).peer, coming.since_first());
                     let input = Input::PieceProgress { peer, channel, piece, bytes, since_first };
                     self.deliver(world, node, input);
                 }
             }
-            Event::Arrived { .. } => self.arrived(world, event),
+            Event::Arrived(coming) => self.arrived(world, coming),
             Event::Verified { blob, piece, .. } => self.verified(world, node, blob, piece),
             Event::ReaderMoved { reader, offset, .. } => {
                 self.deliver(world, node, Input::ReaderMoved { reader: ReaderId(reader.into()), offset });
@@ -364,7 +363,7 @@ impl Shard {
     /// Cuts a node's link, or mends it: then TCP sends again what was lost.
     pub(crate) fn set_cut(&mut self, now: u64, node: u32, other: u32, serial: u32, cut: bool) {
         let own = self.own(node);
-        own.note_cut(cut);
+        own.always_look();
         let Some(link) = own.link_mut(other, serial) else { return };
         link.cut = cut;
         let at = now + link.delay + RESENT_AFTER;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use rand_core::SeedableRng as _;
 use shoal_engine::io::{Input, LookupSource};
 
-use super::mail::{Event, Mail, Op, Outbox, Sending};
+use super::mail::{Coming, Event, Mail, Op, Outbox, Sending};
 use super::world::World;
 use crate::discovery::Dht;
 use crate::network::{FlowId, Milestone, Network};
@@ -319,21 +319,20 @@ impl Wire {
         let (serial, there) = (connection.serial, self.now + connection.delay);
         let own = &mut connection.ways[way as usize];
         let Some(Sending { channel, piece, bytes, blob }) = own.queue.front().copied() else { return };
+        let since_first = self.network.since_first(milestone.flow, self.now);
+        let coming = Coming { node: to, from, serial, channel, piece, bytes, since_first };
         if !milestone.whole {
-            let (bytes, since_first) = self.network.tell(milestone.flow, self.now);
+            let bytes = self.network.tell(milestone.flow, self.now);
             if bytes > 0 {
-                let event = Event::Progress { node: to, from, serial, channel, piece, bytes, since_first };
-                self.outbox.post(to, there, Mail::Event(event));
+                self.outbox.post(to, there, Mail::Event(Event::Progress(Coming { bytes, ..coming })));
             }
             return;
         }
         own.queue.pop_front();
         own.begun = false;
-        let since_first = self.network.since_first(milestone.flow, self.now);
         let more = !own.queue.is_empty();
         self.sent_bytes[from as usize] += u64::from(bytes);
-        let event = Event::Arrived { node: to, from, serial, channel, piece, bytes, since_first };
-        self.outbox.post(to, there, Mail::Event(event));
+        self.outbox.post(to, there, Mail::Event(Event::Arrived(coming)));
         let event = Event::Sent { node: from, to, serial, blob, piece, bytes };
         self.outbox.post(from, self.now, Mail::Event(event));
         if more {

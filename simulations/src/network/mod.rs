@@ -20,7 +20,7 @@ use fair::{Demand, Filler};
 
 /// Payload bytes in a frame of the data plane: what has to arrive before a receiver counts the first part of a piece as here.
 const FRAME_BYTES: f64 = 262_144.0;
-/// Progress of a piece is told this often, and not of one that is through before that.
+/// Progress of a piece is told this often, once its first part is through, and not of one that is whole before that.
 const PROGRESS_INTERVAL: u64 = 250_000_000;
 /// Rate of what is said to be unlimited, in bytes per second.
 const UNLIMITED: f64 = 1e12;
@@ -353,14 +353,14 @@ impl Network {
         self.unused.push(flow);
     }
 
-    /// Payload bytes of the present piece that were not told yet, which they are now, and nanoseconds since its first part was through.
-    pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> (u32, u32) {
-        let since_first = self.since_first(flow, now);
+    /// Payload bytes of the present piece that were not told yet; they are told now.
+    pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> u32 {
+        self.settle(flow, now);
         let own = &mut self.flows[flow as usize];
         let fresh = (own.done - own.told).round().max(0.0);
         own.told += fresh;
         own.told_at = now;
-        (fresh as u32, since_first)
+        fresh as u32
     }
 
     /// Nanoseconds since the first part of the present piece was through; zero when it is not, or is only now.

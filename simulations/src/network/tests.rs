@@ -45,6 +45,31 @@ fn two_flows_share_an_uplink_and_the_longer_one_gets_the_rest() {
 }
 
 #[test]
+fn when_the_first_part_was_through_is_known_and_progress_is_told_after_a_while() {
+    let mut network = network();
+    let zone = network.zone(&Zone::default());
+    let (up, down) = (network.access(Some(1_000_000)), network.access(None));
+    let flow = network.flow(0, up, down, zone, zone);
+    let mut due = Vec::new();
+    network.carry(flow, 0, 1_000_000, &mut due);
+    let (mut told, mut now) = (Vec::new(), 0);
+    while !due.iter().any(|milestone| milestone.whole) {
+        told.extend(due.drain(..).map(|milestone| milestone.at));
+        now = network.next_tick.unwrap();
+        network.rebalance(now, &mut due);
+        if due.iter().any(|milestone| !milestone.whole) {
+            let first = u64::from(network.since_first(flow, now));
+            // 262,144 bytes at a megabyte a second.
+            assert!(now.abs_diff(first + 262_144_000) < 1000, "{first} at {now}");
+            network.tell(flow, now);
+        }
+    }
+    // Not at 250 ms, for the first part was not through.
+    let told: Vec<u64> = told.into_iter().map(|at| at / 1_000_000).collect();
+    assert_eq!(told, [264, 514, 764], "{now}");
+}
+
+#[test]
 fn what_a_full_wire_does_not_carry_is_late_and_not_lost() {
     for millis in [1, 5, 20] {
         let rebalance = Duration::from_millis(millis);

@@ -375,7 +375,7 @@ impl Engine {
         }
         member.set_pieces(pieces, &blob.have);
         if let Some(place) = swarm.members.place(&peer) {
-            swarm.news.heard(place, u32::MAX, false);
+            swarm.news.heard_anew(place);
         }
         swarm.pieces_changed();
         swarm.search.set_standing(&peer, Standing::Asked);
@@ -419,7 +419,11 @@ impl Engine {
         member.got_interesting(lacking);
         let complete = member.is_complete();
         if let Some(place) = swarm.members.place(&peer) {
-            swarm.news.heard(place, fresh, complete);
+            if complete {
+                swarm.news.heard_anew(place);
+            } else {
+                swarm.news.heard(place, fresh);
+            }
         }
         if complete {
             swarm.pieces_changed();

@@ -164,3 +164,20 @@ impl Member {
         self.refused.get(piece).is_none_or(|refusal| refusal.until <= now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_pieces_that_are_here_go_when_there_are_many() {
+        let mut member = Member::new(0, true, false, Timestamp::ZERO);
+        for number in 0..16 {
+            member.see_refusals_through(|number| number < 10);
+            member.refused.insert(number, Refusal { until: Timestamp::ZERO, pause: Duration::ZERO });
+            assert_eq!(member.refused.len(), number as usize + 1);
+        }
+        member.see_refusals_through(|number| number < 10);
+        assert!(member.refused.iter().map(|(number, _)| number).eq(10..16));
+    }
+}

@@ -69,15 +69,22 @@ impl News {
         }
     }
 
-    /// A member got so many pieces; it has everything now if it is `complete`.
-    pub(crate) fn heard(&mut self, place: usize, pieces: u32, complete: bool) {
+    /// A member got so many pieces.
+    pub(crate) fn heard(&mut self, place: usize, pieces: u32) {
         if let Some(owed) = self.owed.get_mut(place) {
-            owed.spare = owed.spare.filter(|_| !complete).and_then(|spare| spare.checked_sub(pieces));
+            owed.spare = owed.spare.and_then(|spare| spare.checked_sub(pieces));
         }
     }
 
-    /// Lets `tell` decide about every member. It is given the member's place, what it is owed, all pieces that are, and how many of them are
-    /// fresh, and says whether it told.
+    /// A member has everything now, or quite other pieces than it was known to have.
+    pub(crate) fn heard_anew(&mut self, place: usize) {
+        if let Some(owed) = self.owed.get_mut(place) {
+            owed.spare = None;
+        }
+    }
+
+    /// Lets `tell` decide about every member: it is given the member's place, what is known of what it is owed, the pieces that it is
+    /// owed, and how many at their end are fresh, and says whether it told. `over` says that no piece will come any more.
     pub(crate) fn tell(
         &mut self,
         same_zone: bool,
@@ -92,7 +99,6 @@ impl News {
             }
         }
         *(if same_zone { &mut self.near } else { &mut self.far }) = end;
-        // Nothing more will come.
         if over && self.near == end && self.far == end {
             self.pieces = Vec::new();
             (self.near, self.far) = (0, 0);
@@ -146,8 +152,11 @@ mod tests {
     fn spare_is_used_up_by_what_either_gets() {
         let mut news = News::default();
         news.add_member();
-        let mut spare = |heard: u32, complete: bool, fresh: usize| {
-            news.heard(0, heard, complete);
+        let mut spare = |heard: Option<u32>, fresh: usize| {
+            match heard {
+                Some(pieces) => news.heard(0, pieces),
+                None => news.heard_anew(0),
+            }
             let mut left = None;
             news.tell(true, false, |_, owed, _, _| {
                 left = owed.spare_after(fresh);
@@ -156,12 +165,13 @@ mod tests {
             });
             left
         };
-        assert_eq!(spare(0, false, 0), None);
-        assert_eq!(spare(0, false, 0), Some(3));
-        assert_eq!(spare(1, false, 2), Some(0));
-        assert_eq!(spare(1, false, 3), None);
-        assert_eq!(spare(3, false, 0), Some(0));
-        assert_eq!(spare(4, false, 0), None);
-        assert_eq!(spare(0, true, 0), None);
+        assert_eq!(spare(Some(0), 0), None);
+        assert_eq!(spare(Some(0), 0), Some(3));
+        assert_eq!(spare(Some(1), 2), Some(0));
+        assert_eq!(spare(Some(1), 3), None);
+        assert_eq!(spare(Some(3), 0), Some(0));
+        assert_eq!(spare(Some(4), 0), None);
+        assert_eq!(spare(Some(0), 0), Some(3));
+        assert_eq!(spare(None, 0), None);
     }
 }
