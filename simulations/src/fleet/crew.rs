@@ -1,4 +1,4 @@
-//! Threads that share the parts of one step after the other.
+//! Threads that share the parts of one step after the other, and one of which does something else beside several steps.
 //!
 //! A step is a millisecond or two of work. A thread that sleeps until the next one is woken late, and a processor that rests meanwhile
 //! begins slowly, so they spin.
@@ -11,7 +11,7 @@ const SPINS: u32 = 1 << 13;
 
 /// This thread and its helpers, while they are at work.
 #[derive(Debug)]
-pub(crate) struct Crew<P> {
+pub(crate) struct Crew<P, A> {
     part: P,
     parts: usize,
     /// The number of the step.
@@ -20,20 +20,27 @@ pub(crate) struct Crew<P> {
     next: AtomicUsize,
     /// Parts that are done.
     done: AtomicUsize,
-    /// A part panicked.
+    /// What is done beside steps.
+    aside: A,
+    /// Times that it was handed out, was taken by somebody, and is done.
+    aside_handed: AtomicU64,
+    aside_taken: AtomicU64,
+    aside_done: AtomicU64,
+    /// Something panicked.
     failed: AtomicBool,
     over: AtomicBool,
 }
 
-/// Lets `lead` run steps of so many parts, of which `helpers` take some.
+/// Lets `lead` run steps of so many parts, of which `helpers` take some, and hand out what is to be done aside.
 ///
 /// # Panics
 /// When a part did, on whichever thread.
-pub(crate) fn work<P: Fn(usize) + Sync, R>(
+pub(crate) fn work<P: Fn(usize) + Sync, A: Fn() + Sync, R>(
     helpers: usize,
     parts: usize,
     part: P,
-    lead: impl FnOnce(&Crew<P>) -> R,
+    aside: A,
+    lead: impl FnOnce(&Crew<P, A>) -> R,
 ) -> R {
     let crew = Crew {
         part,
@@ -41,6 +48,10 @@ pub(crate) fn work<P: Fn(usize) + Sync, R>(
         step: AtomicU64::new(0),
         next: AtomicUsize::new(parts),
         done: AtomicUsize::new(0),
+        aside,
+        aside_handed: AtomicU64::new(0),
+        aside_taken: AtomicU64::new(0),
+        aside_done: AtomicU64::new(0),
         failed: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
@@ -60,7 +71,7 @@ impl Drop for Over<'_> {
     }
 }
 
-impl<P: Fn(usize)> Crew<P> {
+impl<P: Fn(usize), A: Fn()> Crew<P, A> {
     /// Runs all parts of a step, each once, and returns when they are done; `false` when one of a helper's panicked.
     pub(crate) fn run(&self) -> bool {
         // Nobody takes any before `next` is set.
@@ -72,15 +83,32 @@ impl<P: Fn(usize)> Crew<P> {
         !self.failed.load(Ordering::SeqCst)
     }
 
+    /// Hands out what is to be done aside: the first helper that is free does it. What was handed out before is done.
+    pub(crate) fn hand_out(&self) {
+        self.aside_handed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Returns when what was handed out is done, whoever does it; `false` when something panicked.
+    pub(crate) fn finish_aside(&self) -> bool {
+        self.take_aside();
+        let handed = self.aside_handed.load(Ordering::SeqCst);
+        wait_until(|| self.aside_done.load(Ordering::SeqCst) >= handed);
+        !self.failed.load(Ordering::SeqCst)
+    }
+
     fn help(&self) {
         let mut seen = 0;
         loop {
-            wait_until(|| self.over.load(Ordering::SeqCst) || self.step.load(Ordering::SeqCst) != seen);
-            if self.over.load(Ordering::SeqCst) {
+            let is_over = || self.over.load(Ordering::SeqCst);
+            let has_step = || self.step.load(Ordering::SeqCst) != seen;
+            wait_until(|| is_over() || has_step() || self.has_aside());
+            if is_over() {
                 return;
             }
-            seen = self.step.load(Ordering::SeqCst);
-            self.take_parts();
+            if !self.take_aside() && has_step() {
+                seen = self.step.load(Ordering::SeqCst);
+                self.take_parts();
+            }
         }
     }
 
@@ -90,21 +118,43 @@ impl<P: Fn(usize)> Crew<P> {
             if part >= self.parts {
                 return;
             }
-            let _done = Done(self);
+            let _done = Done { failed: &self.failed, count: || self.done.fetch_add(1, Ordering::SeqCst) };
             (self.part)(part);
         }
     }
+
+    fn has_aside(&self) -> bool {
+        self.aside_taken.load(Ordering::SeqCst) < self.aside_handed.load(Ordering::SeqCst)
+    }
+
+    /// Does what was handed out, unless somebody else does.
+    fn take_aside(&self) -> bool {
+        let taken = self.aside_taken.load(Ordering::SeqCst);
+        let (before, after) = (Ordering::SeqCst, Ordering::SeqCst);
+        if taken >= self.aside_handed.load(Ordering::SeqCst)
+            || self.aside_taken.compare_exchange(taken, taken + 1, before, after).is_err()
+        {
+            return false;
+        }
+        let count = || self.aside_done.fetch_add(1, Ordering::SeqCst) as usize;
+        let _done = Done { failed: &self.failed, count };
+        (self.aside)();
+        true
+    }
 }
 
-/// Counts a part as done, whether it was or panicked.
-struct Done<'a, P>(&'a Crew<P>);
+/// Counts something as done, whether it was or panicked.
+struct Done<'a, C: Fn() -> usize> {
+    failed: &'a AtomicBool,
+    count: C,
+}
 
-impl<P> Drop for Done<'_, P> {
+impl<C: Fn() -> usize> Drop for Done<'_, C> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.failed.store(true, Ordering::SeqCst);
+            self.failed.store(true, Ordering::SeqCst);
         }
-        self.0.done.fetch_add(1, Ordering::SeqCst);
+        (self.count)();
     }
 }
 
@@ -125,19 +175,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_of_every_step_is_run_once() {
+    fn every_part_of_every_step_is_run_once_and_what_is_aside_too() {
         for helpers in [0, 1, 4] {
             let runs: Vec<AtomicUsize> = std::iter::repeat_with(AtomicUsize::default).take(7).collect();
+            let asides = AtomicUsize::new(0);
             let part = |number: usize| {
                 runs[number].fetch_add(1, Ordering::SeqCst);
             };
-            let steps = work(helpers, runs.len(), part, |crew| {
+            let aside = || {
+                asides.fetch_add(1, Ordering::SeqCst);
+            };
+            let steps = work(helpers, runs.len(), part, aside, |crew| {
                 let whole = |step: &usize| {
                     crew.run() && runs.iter().all(|runs| runs.load(Ordering::SeqCst) == step + 1)
                 };
-                (0..2000).take_while(whole).count()
+                let three = |stride: &usize| {
+                    crew.hand_out();
+                    (3 * stride..3 * stride + 3).all(|step| whole(&step))
+                        && crew.finish_aside()
+                        && asides.load(Ordering::SeqCst) == stride + 1
+                };
+                (0..700).take_while(three).count()
             });
-            assert_eq!(steps, 2000, "{helpers} helpers");
+            assert_eq!(steps, 700, "{helpers} helpers");
         }
     }
 
@@ -146,11 +206,26 @@ mod tests {
         // On whichever of them: that is chance.
         for last in 0..50 {
             let steps = AtomicUsize::new(0);
-            let part = |number: usize| {
-                assert!(number != 3 || steps.fetch_add(1, Ordering::SeqCst) < last, "as it should");
+            let fails = |is_last: bool| {
+                assert!(!is_last || steps.fetch_add(1, Ordering::SeqCst) < last, "as it should")
             };
-            let run = || work(2, 5, part, |crew| while crew.run() {});
-            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+            let in_part = || work(2, 5, |part| fails(part == 3), || (), |crew| while crew.run() {});
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(in_part)).is_err());
+            steps.store(0, Ordering::SeqCst);
+            let aside = || {
+                work(
+                    2,
+                    5,
+                    |_| (),
+                    || fails(true),
+                    |crew| {
+                        while crew.finish_aside() && crew.run() {
+                            crew.hand_out();
+                        }
+                    },
+                );
+            };
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(aside)).is_err());
         }
     }
 }

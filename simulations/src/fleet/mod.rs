@@ -1,7 +1,7 @@
 //! Engines in virtual time, and the driver that carries out what they wish.
 //!
 //! Nodes are in shards that run at the same time, each by itself, for a step as long as the shortest delay of the network: what
-//! one node says reaches no other within it. The wire, which all share, runs the step after theirs meanwhile, for nothing goes
+//! one node says reaches no other within it. The wire, which all share, runs a few steps ahead of them meanwhile, for nothing goes
 //! onto it sooner than a piece is read. Mail goes round between steps. How many threads there are changes nothing but the time it
 //! takes: the shards follow from the number of nodes.
 
@@ -315,7 +315,7 @@ impl Fleet {
     }
 
     /// Runs until every reader of the living nodes is done or failed; `false` when `limit` passes first or something that must
-    /// never happen did. It looks after every step, which is as long as the network's shortest delay.
+    /// never happen did. It looks after every stride, which is as long as the network's shortest delay, or 0.6 ms if that is less.
     pub fn run_readers(&mut self, limit: Duration) -> bool {
         let end = self.now + nanos(limit);
         self.run_to(end, true)

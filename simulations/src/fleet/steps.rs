@@ -1,10 +1,11 @@
-//! Steps: the wire and all shards run at the same time, and exchange mail in between.
+//! Steps and strides: the shards run at the same time for a step and exchange mail, and the wire runs beside for a stride of a few
+//! steps.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Fleet;
-use super::crew;
+use super::crew::{self, Crew};
 use super::mail::Outbox;
 use super::node::Opened;
 use super::shard::Shard;
@@ -15,8 +16,12 @@ use super::world::World;
 const SHARD_NODES_MIN: usize = 32;
 /// Binary logarithm of the most shards.
 const SHARD_BITS_MAX: u32 = 4;
-/// A step is shared out to threads when the one before had so many events.
+/// Steps are shared out to threads when the one before had so many events.
 const SHARED_EVENTS_MIN: u64 = 64;
+/// Length of a stride in nanoseconds; it has one step at least. What a node wishes takes effect at the wire two strides later at the
+/// latest, so they are short: reading a piece takes as long (`DiskSpec`). And they are long enough for setting all rates anew, of which
+/// there is much at a time.
+pub(super) const STRIDE: u64 = 600_000;
 
 /// What runs at the same time.
 struct Parts<'a> {
@@ -25,40 +30,37 @@ struct Parts<'a> {
     shards: Vec<Mutex<&'a mut Shard>>,
     /// The shards run until then in this step.
     until: AtomicU64,
-    /// The wire runs until then; zero when it rests.
+    /// The wire runs until then in this stride; zero when it rests.
     ahead: AtomicU64,
 }
 
 impl<'a> Parts<'a> {
-    fn count(&self) -> usize {
-        self.shards.len() + 1
+    fn run(&self, shard: usize) {
+        if let Some(shard) = self.shards.get(shard) {
+            lock(shard).run(self.world, self.until.load(Ordering::SeqCst));
+        }
     }
 
-    /// The wire, which takes longest, and then the shards.
-    fn run(&self, part: usize) {
-        match part.checked_sub(1).and_then(|shard| self.shards.get(shard)) {
-            Some(shard) => lock(shard).run(self.world, self.until.load(Ordering::SeqCst)),
-            None => match self.ahead.load(Ordering::SeqCst) {
-                0 => {}
-                ahead => lock(&self.wire).run(self.world, ahead),
-            },
+    fn run_wire(&self) {
+        match self.ahead.load(Ordering::SeqCst) {
+            0 => {}
+            ahead => lock(&self.wire).run(self.world, ahead),
         }
     }
 
     fn meet(&self) -> Meeting<'_, 'a> {
-        Meeting { wire: lock(&self.wire), shards: self.shards.iter().map(lock).collect() }
+        Meeting { shards: self.shards.iter().map(lock).collect() }
     }
 }
 
-/// All parts, between two steps.
+/// All shards, between two steps.
 struct Meeting<'m, 'a> {
-    wire: MutexGuard<'m, &'a mut Wire>,
     shards: Vec<MutexGuard<'m, &'a mut Shard>>,
 }
 
 impl Meeting<'_, '_> {
     fn events(&self) -> u64 {
-        self.wire.events + self.shards.iter().map(|shard| shard.events).sum::<u64>()
+        self.shards.iter().map(|shard| shard.events).sum()
     }
 
     fn open_readers(&self) -> usize {
@@ -71,26 +73,28 @@ impl Meeting<'_, '_> {
         Some(format!("at {:.6} s: {what}", *at as f64 / 1e9))
     }
 
-    /// When something happens next, mail aside; `u64::MAX` when nothing does.
+    /// When something happens next at a node, mail aside; `u64::MAX` when nothing does.
     fn next_at(&mut self) -> u64 {
-        let nodes = self.shards.iter_mut().map(|shard| shard.next_at()).min().unwrap_or(u64::MAX);
-        nodes.min(self.wire.next_at())
+        self.shards.iter_mut().map(|shard| shard.next_at()).min().unwrap_or(u64::MAX)
     }
 
-    /// Hands all mail and wishes over to whom they are for; returns the first time that any of it is for.
+    /// Hands all mail of the shards to those it is for; returns the first time that any of it is for.
     fn exchange(&mut self) -> u64 {
         let mut first = u64::MAX;
         for from in 0..self.shards.len() {
-            let shard = &mut **self.shards[from];
-            hand_over(&mut shard.ops, &mut self.wire.inbox[from]);
-            let mut outbox = std::mem::take(&mut shard.outbox);
+            let mut outbox = std::mem::take(&mut self.shards[from].outbox);
             first = first.min(self.deliver(from, &mut outbox));
             self.shards[from].outbox = outbox;
         }
-        let mut outbox = std::mem::take(&mut self.wire.outbox);
-        first = first.min(self.deliver(self.shards.len(), &mut outbox));
-        self.wire.outbox = outbox;
         first
+    }
+
+    /// The same with the wire, which gets the nodes' wishes.
+    fn exchange_with(&mut self, wire: &mut Wire) -> u64 {
+        for (shard, ops) in self.shards.iter_mut().zip(&mut wire.inbox) {
+            hand_over(&mut shard.ops, ops);
+        }
+        self.deliver(self.shards.len(), &mut wire.outbox)
     }
 
     fn deliver(&mut self, from: usize, outbox: &mut Outbox) -> u64 {
@@ -112,8 +116,9 @@ impl Fleet {
         for (node, posted) in std::mem::take(&mut self.posted) {
             self.shard_mut(node as usize).accept(posted);
         }
-        let Self { world, wire, shards, now, mail_at, busy, violation, .. } = self;
-        let helpers = self.threads.min(shards.len()).saturating_sub(1);
+        let Self { world, wire, shards, now, mail_at, busy, violation, step, threads, .. } = self;
+        let helpers = (*threads).min(shards.len()).saturating_sub(1);
+        let (step, stride) = (*step, (STRIDE / *step).max(1) * *step);
         let parts = Parts {
             world,
             wire: Mutex::new(wire),
@@ -121,42 +126,52 @@ impl Fleet {
             until: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
         };
-        crew::work(
-            helpers,
-            parts.count(),
-            |part| parts.run(part),
-            |crew| loop {
-                let mut meeting = parts.meet();
-                if readers_end && meeting.open_readers() == 0 {
-                    return true;
-                }
-                *mail_at = meeting.exchange().min(*mail_at);
-                let next = meeting.next_at().min(*mail_at);
-                if violation.is_some() || next > end || next == u64::MAX {
-                    return false;
-                }
-                // The nodes run until where the wire is, and the wire a step further meanwhile.
-                if next >= meeting.wire.until {
-                    meeting.wire.skip_to(next);
-                }
-                let until = meeting.wire.until.min(end.saturating_add(1));
-                let ahead = if until == meeting.wire.until { until.saturating_add(self.step) } else { 0 };
-                parts.until.store(until, Ordering::SeqCst);
-                parts.ahead.store(ahead, Ordering::SeqCst);
-                let before = meeting.events();
-                drop(meeting);
+        let lead = |crew: &Crew<_, _>| loop {
+            let (mut meeting, mut wire) = (parts.meet(), lock(&parts.wire));
+            if readers_end && meeting.open_readers() == 0 {
+                return true;
+            }
+            *mail_at = (*mail_at).min(meeting.exchange()).min(meeting.exchange_with(&mut wire));
+            let mut from = meeting.next_at().min(*mail_at);
+            let next = from.min(wire.next_at());
+            if violation.is_some() || next > end || next == u64::MAX {
+                return false;
+            }
+            // The nodes run until where the wire is, and the wire a stride further meanwhile.
+            if next >= wire.until {
+                wire.skip_to(next);
+            }
+            let until = wire.until.min(end.saturating_add(1));
+            let ahead = if until == wire.until { until.saturating_add(stride) } else { 0 };
+            parts.ahead.store(ahead, Ordering::SeqCst);
+            drop((meeting, wire));
+            let shared = *busy >= SHARED_EVENTS_MIN;
+            if shared {
+                crew.hand_out();
+            } else {
+                parts.run_wire();
+            }
+            while from < until {
+                let to = from.saturating_add(step).min(until);
+                parts.until.store(to, Ordering::SeqCst);
+                let before = parts.meet().events();
                 if *busy < SHARED_EVENTS_MIN {
-                    (0..parts.count()).for_each(|part| parts.run(part));
+                    (0..parts.shards.len()).for_each(|shard| parts.run(shard));
                 } else if !crew.run() {
                     return false;
                 }
-                let meeting = parts.meet();
-                *mail_at = u64::MAX;
-                *now = until.min(end);
+                let mut meeting = parts.meet();
                 *busy = meeting.events() - before;
-                *violation = meeting.violation();
-            },
-        )
+                *mail_at = meeting.exchange();
+                from = to.max(meeting.next_at().min(*mail_at));
+            }
+            if shared && !crew.finish_aside() {
+                return false;
+            }
+            *now = until.min(end);
+            *violation = parts.meet().violation();
+        };
+        crew::work(helpers, parts.shards.len(), |shard| parts.run(shard), || parts.run_wire(), lead)
     }
 
     /// Spreads the nodes over their shards, before anything happens.

@@ -1,4 +1,4 @@
-//! Connections, what they carry, and the DHT: what all nodes share. It runs a step ahead of them.
+//! Connections, what they carry, and the DHT: what all nodes share. It runs a stride ahead of them.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_engine::message::PeerHint;
 use shoal_types::{Digest, Endpoint, PeerId, Roles, Zone, rendezvous};
 
+use super::steps::STRIDE;
 use super::{FleetConfig, STEP_MIN};
 use crate::network::nanos;
 use crate::trace::{HASH_START, hash_word};
@@ -82,10 +83,10 @@ impl World {
     }
 
     /// Nanoseconds from when one end of a connection is gone until nothing that the other sent is under way any more, or more: it hears
-    /// of that a delay later, what it has said till then comes another later, and mail may be held until its step is over.
+    /// of that a delay later, what it has said till then comes another later, and mail may be held until its step or stride is over.
     pub(crate) fn in_flight_max(&self) -> u64 {
         let longest = self.delays.iter().flatten().max().copied().unwrap_or(0);
-        4 * (longest + nanos(self.config.network.delay) + STEP_MIN)
+        4 * (longest + nanos(self.config.network.delay) + STEP_MIN) + 2 * STRIDE
     }
 
     /// Whether packets get from one node to the other.

@@ -8,6 +8,7 @@
 //! small: they have a delay and no bandwidth.
 
 mod fair;
+mod flows;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use shoal_types::Zone;
 
 use fair::{Demand, Filler};
+use flows::{Flow, Flows};
 
 /// Payload bytes in a frame of the data plane: what has to arrive before a receiver counts the first part of a piece as here.
 const FRAME_BYTES: f64 = 262_144.0;
@@ -97,31 +99,6 @@ pub(crate) struct Milestone {
     pub(crate) whole: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Flow {
-    crosses: [u32; 3],
-    /// Index of the pair of zones it crosses, or `u32::MAX`.
-    pair: u32,
-    /// Whom it belongs to; the network does not care.
-    owner: u32,
-    /// Position among the active ones, or `u32::MAX`.
-    place: u32,
-    serial: u32,
-    rate: f64,
-    since: u64,
-    done: f64,
-    total: f64,
-    told: f64,
-    told_at: u64,
-    rtt: f64,
-    weight: f64,
-    window: f64,
-    /// When the first part of the piece was through; `u64::MAX` before that.
-    first: u64,
-    /// Which of the links it crosses held it back when the rates were set.
-    held_back: [bool; 3],
-}
-
 #[derive(Debug)]
 struct Pair {
     resource: Option<u32>,
@@ -157,9 +134,7 @@ pub(crate) struct Network {
     /// What the flows leave of each link, and of what it carries late; below zero by rounding only.
     unclaimed: Vec<f64>,
     idle: Vec<Idle>,
-    flows: Vec<Flow>,
-    unused: Vec<FlowId>,
-    active: Vec<FlowId>,
+    flows: Flows,
     demands: Vec<Demand>,
     filler: Filler,
     /// Until when rates stand.
@@ -180,9 +155,7 @@ impl Network {
             capacity: Vec::new(),
             unclaimed: Vec::new(),
             idle: Vec::new(),
-            flows: Vec::new(),
-            unused: Vec::new(),
-            active: Vec::new(),
+            flows: Flows::default(),
             demands: Vec::new(),
             filler: Filler::default(),
             next_tick: None,
@@ -246,11 +219,12 @@ impl Network {
         let rtt = 2.0 * self.delay(from, to) as f64 / NANOS;
         let pair = if from == to { NOWHERE } else { self.pair(from, to) };
         let link = self.pair_list.get(pair as usize).and_then(|pair| pair.resource);
-        let flow = Flow {
+        let weight = self.weight(rtt);
+        self.flows.add(Flow {
+            id: NOWHERE,
             crosses: [up, down, link.unwrap_or(up)],
             pair,
             owner,
-            place: NOWHERE,
             serial: 0,
             rate: 0.0,
             since: 0,
@@ -259,45 +233,35 @@ impl Network {
             told: 0.0,
             told_at: 0,
             rtt,
-            weight: self.weight(rtt),
+            weight,
             window: self.config.window_start_bytes as f64,
             first: u64::MAX,
             held_back: [false; 3],
-        };
-        match self.unused.pop() {
-            Some(id) => {
-                let serial = self.flows[id as usize].serial;
-                self.flows[id as usize] = Flow { serial, ..flow };
-                id
-            }
-            None => {
-                self.flows.push(flow);
-                u32::try_from(self.flows.len() - 1).unwrap_or(NOWHERE)
-            }
-        }
+        })
     }
 
     /// Whom a flow belongs to, when `serial` is still its piece's.
     pub(crate) fn owner(&self, flow: FlowId, serial: u32) -> Option<u32> {
-        let known = self.flows.get(flow as usize)?;
+        let known = self.flows.get(flow);
         (known.serial == serial).then_some(known.owner)
     }
 
     pub(crate) fn is_active(&self, flow: FlowId) -> bool {
-        self.flows[flow as usize].place != NOWHERE
+        self.flows.is_active(flow)
     }
 
     /// Puts a piece on a flow, whether the one before has just ended or the flow was idle.
     pub(crate) fn carry(&mut self, flow: FlowId, now: u64, bytes: u32, due: &mut Vec<Milestone>) {
         self.settle(flow, now);
-        let own = &mut self.flows[flow as usize];
+        let active = self.flows.is_active(flow);
+        let own = self.flows.get_mut(flow);
         own.serial = own.serial.wrapping_add(1);
         own.done = 0.0;
         own.told = 0.0;
         own.told_at = now;
         own.first = u64::MAX;
         own.total = f64::from(bytes);
-        if own.place == NOWHERE {
+        if !active {
             // It has stood still since it was last settled.
             if now.saturating_sub(own.since) > IDLE_RESET.max((own.rtt * NANOS) as u64) {
                 own.window = self.config.window_start_bytes as f64;
@@ -311,10 +275,8 @@ impl Network {
     /// Lets a suspended flow go on.
     pub(crate) fn resume(&mut self, flow: FlowId, now: u64, due: &mut Vec<Milestone>) {
         let until = *self.next_tick.get_or_insert(now + self.tick);
-        let own = &mut self.flows[flow as usize];
+        let own = self.flows.activate(flow);
         own.since = now;
-        own.place = u32::try_from(self.active.len()).unwrap_or(NOWHERE);
-        self.active.push(flow);
         let offered = own.crosses.iter().map(|at| self.unclaimed[*at as usize]).fold(f64::INFINITY, f64::min);
         own.rate = offered.min(limit(own, self.tick)).max(0.0);
         let (crosses, rate) = (own.crosses, own.rate);
@@ -326,12 +288,11 @@ impl Network {
 
     /// Stops a flow; what it has carried of its piece stays.
     pub(crate) fn suspend(&mut self, flow: FlowId, now: u64) {
-        self.settle(flow, now);
-        let own = &mut self.flows[flow as usize];
-        let place = std::mem::replace(&mut own.place, NOWHERE) as usize;
-        if place >= self.active.len() {
+        if !self.flows.is_active(flow) {
             return;
         }
+        self.settle(flow, now);
+        let own = self.flows.deactivate(flow);
         own.serial = own.serial.wrapping_add(1);
         let (crosses, rate) = (own.crosses, std::mem::take(&mut own.rate));
         let held_back = std::mem::take(&mut own.held_back);
@@ -339,24 +300,20 @@ impl Network {
         for (link, _) in crosses.iter().zip(held_back).filter(|(_, held_back)| *held_back) {
             self.idle[*link as usize].held_back -= 1;
         }
-        self.active.swap_remove(place);
-        if let Some(moved) = self.active.get(place) {
-            self.flows[*moved as usize].place = place as u32;
-        }
     }
 
     /// Ends a flow for good.
     pub(crate) fn remove(&mut self, flow: FlowId, now: u64) {
         self.suspend(flow, now);
-        let own = &mut self.flows[flow as usize];
+        let own = self.flows.get_mut(flow);
         own.serial = own.serial.wrapping_add(1);
-        self.unused.push(flow);
+        self.flows.release(flow);
     }
 
     /// Payload bytes of the present piece that were not told yet; they are told now.
     pub(crate) fn tell(&mut self, flow: FlowId, now: u64) -> u32 {
         self.settle(flow, now);
-        let own = &mut self.flows[flow as usize];
+        let own = self.flows.get_mut(flow);
         let fresh = (own.done - own.told).round().max(0.0);
         own.told += fresh;
         own.told_at = now;
@@ -366,13 +323,13 @@ impl Network {
     /// Nanoseconds since the first part of the present piece was through; zero when it is not, or is only now.
     pub(crate) fn since_first(&mut self, flow: FlowId, now: u64) -> u32 {
         self.settle(flow, now);
-        u32::try_from(now.saturating_sub(self.flows[flow as usize].first)).unwrap_or(u32::MAX)
+        u32::try_from(now.saturating_sub(self.flows.get(flow).first)).unwrap_or(u32::MAX)
     }
 
     /// Payload bytes of the present piece that were carried.
     pub(crate) fn carried(&mut self, flow: FlowId, now: u64) -> u64 {
         self.settle(flow, now);
-        self.flows[flow as usize].done.round() as u64
+        self.flows.get(flow).done.round() as u64
     }
 
     fn claim(&mut self, crosses: [u32; 3], rate: f64, now: u64) {
@@ -395,59 +352,27 @@ impl Network {
 
     /// Brings a flow's account up to `now`.
     fn settle(&mut self, flow: FlowId, now: u64) {
-        let own = &mut self.flows[flow as usize];
-        if own.place == NOWHERE {
-            return;
-        }
-        let moved = (own.rate * (now - own.since) as f64 / NANOS).min(own.total - own.done).max(0.0);
-        let needed = FRAME_BYTES - own.done;
-        if needed > 0.0 && moved >= needed {
-            own.first = own.since + (needed / own.rate * NANOS) as u64;
-        }
-        own.since = now;
-        own.done += moved;
-        // A window doubles in a round trip while nothing is lost: its growth is ln 2 of what is acknowledged.
-        own.window = (own.window + moved * std::f64::consts::LN_2).min(self.config.window_max_bytes as f64);
-        if let Some(pair) = self.pair_list.get_mut(own.pair as usize) {
-            pair.carried += moved;
+        if self.flows.is_active(flow) {
+            settle(self.flows.get_mut(flow), now, self.config.window_max_bytes as f64, &mut self.pair_list);
         }
     }
 
-    /// What a flow reaches before the rates are set anew.
     fn milestones(&self, flow: FlowId, now: u64, due: &mut Vec<Milestone>) {
-        let own = &self.flows[flow as usize];
-        let until = self.next_tick.unwrap_or(now);
-        let mut reach = |bytes: f64, whole: bool| {
-            if bytes > ROUNDING && own.rate <= 0.0 {
-                return;
-            }
-            let wait = if bytes <= ROUNDING { 0.0 } else { bytes / own.rate * NANOS };
-            if wait <= (until - now) as f64 {
-                let at = now + wait.ceil() as u64;
-                due.push(Milestone { at: at.min(until), flow, serial: own.serial, whole });
-            }
-        };
-        reach(own.total - own.done, true);
-        if own.first < u64::MAX && own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL
-        {
-            reach(0.0, false);
-        }
+        milestones(self.flows.get(flow), now, self.next_tick.unwrap_or(now), due);
     }
 
     /// Sets all rates anew. Returns what the flows reach before the next setting.
     pub(crate) fn rebalance(&mut self, now: u64, due: &mut Vec<Milestone>) {
         self.next_tick = None;
-        if self.active.is_empty() {
+        if self.flows.active.is_empty() {
             self.idle.fill(Idle::default());
             self.unclaimed.copy_from_slice(&self.capacity);
             return;
         }
-        for place in 0..self.active.len() {
-            self.settle(self.active[place], now);
-        }
+        let window_max = self.config.window_max_bytes as f64;
         self.demands.clear();
-        for id in &self.active {
-            let own = &self.flows[*id as usize];
+        for own in &mut self.flows.active {
+            settle(own, now, window_max, &mut self.pair_list);
             self.demands.push(Demand {
                 crosses: own.crosses,
                 weight: own.weight,
@@ -463,11 +388,11 @@ impl Network {
         }
         self.filler.fill(&mut self.unclaimed, &mut self.demands);
         self.note_held_back();
-        self.next_tick = Some(now + self.tick);
-        for place in 0..self.active.len() {
-            let id = self.active[place];
-            self.flows[id as usize].rate = self.demands[place].rate;
-            self.milestones(id, now, due);
+        let until = now + self.tick;
+        self.next_tick = Some(until);
+        for (own, demand) in self.flows.active.iter_mut().zip(&self.demands) {
+            own.rate = demand.rate;
+            milestones(own, now, until, due);
         }
     }
 
@@ -479,8 +404,7 @@ impl Network {
                 idle.top = idle.top.max(demand.rate / demand.weight);
             }
         }
-        for (id, demand) in self.active.iter().zip(&self.demands) {
-            let own = &mut self.flows[*id as usize];
+        for (own, demand) in self.flows.active.iter_mut().zip(&self.demands) {
             let [a, _, c] = demand.crosses;
             for (place, link) in demand.crosses.into_iter().enumerate() {
                 let idle = &mut self.idle[link as usize];
@@ -500,6 +424,40 @@ impl Network {
             let carried = self.pair_list[*pair as usize].carried.round() as u64;
             (&self.zones[*from as usize], &self.zones[*to as usize], carried)
         })
+    }
+}
+
+/// Brings an active flow's account up to `now`.
+fn settle(own: &mut Flow, now: u64, window_max: f64, pairs: &mut [Pair]) {
+    let moved = (own.rate * (now - own.since) as f64 / NANOS).min(own.total - own.done).max(0.0);
+    let needed = FRAME_BYTES - own.done;
+    if needed > 0.0 && moved >= needed {
+        own.first = own.since + (needed / own.rate * NANOS) as u64;
+    }
+    own.since = now;
+    own.done += moved;
+    // A window doubles in a round trip while nothing is lost: its growth is ln 2 of what is acknowledged.
+    own.window = (own.window + moved * std::f64::consts::LN_2).min(window_max);
+    if let Some(pair) = pairs.get_mut(own.pair as usize) {
+        pair.carried += moved;
+    }
+}
+
+/// What a flow reaches before the rates are set anew, which is at `until`.
+fn milestones(own: &Flow, now: u64, until: u64, due: &mut Vec<Milestone>) {
+    let mut reach = |bytes: f64, whole: bool| {
+        if bytes > ROUNDING && own.rate <= 0.0 {
+            return;
+        }
+        let wait = if bytes <= ROUNDING { 0.0 } else { bytes / own.rate * NANOS };
+        if wait <= (until - now) as f64 {
+            let at = now + wait.ceil() as u64;
+            due.push(Milestone { at: at.min(until), flow: own.id, serial: own.serial, whole });
+        }
+    };
+    reach(own.total - own.done, true);
+    if own.first < u64::MAX && own.done > own.told && now.saturating_sub(own.told_at) >= PROGRESS_INTERVAL {
+        reach(0.0, false);
     }
 }
 
