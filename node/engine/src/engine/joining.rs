@@ -144,15 +144,16 @@ impl Engine {
         true
     }
 
-    /// Answers a peer's `Join` once the local store has answered.
+    /// Answers a peer's `Join` once the local store has answered. Who was asked names others to who came, and who came to
+    /// others: the other way round as well, most would hear of the same ones twice.
     fn welcome(&mut self, digest: Digest, peer: PeerId) {
-        self.send_join(digest, peer);
-        let introduce = self
+        let came = self
             .swarms
             .get(&digest)
             .and_then(|swarm| swarm.members.get(&peer))
-            .is_some_and(|member| !member.probe);
-        if introduce {
+            .is_some_and(|member| !member.join_sent && !member.probe);
+        self.send_join(digest, peer);
+        if came {
             let peers = self.hints_for(digest, peer);
             if let (false, Some(to)) = (peers.is_empty(), self.their_channel(digest, &peer)) {
                 self.out.send(peer, Message::Peers { to, peers });
