@@ -23,6 +23,7 @@ use crate::flow::Flow;
 use crate::io::{Effect, Event, Input, ReaderId, Report};
 use crate::keyed::{Map, Sorted};
 use crate::message::{Channel, Message};
+use crate::names::{BlobName, Named, Names};
 use crate::random::Random;
 use crate::swarm::Swarm;
 use crate::timers::{Timer, Timers};
@@ -35,7 +36,7 @@ struct Peer {
     roles: Roles,
     endpoints: Vec<Endpoint>,
     /// The swarms shared on this connection, by our channel.
-    channels: Sorted<Digest>,
+    channels: Sorted<BlobName>,
     next_channel: Channel,
     flow: Flow,
     messages: Bucket,
@@ -84,9 +85,11 @@ pub struct Engine {
     order: u32,
     peers: Map<PeerId, Peer>,
     /// Peers being dialled, and the swarms they are dialled for.
-    dialing: Map<PeerId, BTreeSet<Digest>>,
-    swarms: Map<Digest, Swarm>,
-    readers: BTreeMap<ReaderId, Digest>,
+    dialing: Map<PeerId, BTreeSet<BlobName>>,
+    /// What blobs are called in here.
+    names: Names,
+    swarms: Named<Swarm>,
+    readers: BTreeMap<ReaderId, BlobName>,
     /// What comes from each other zone, all peers together: requests in flight are sized to the link as to a peer.
     links: BTreeMap<Zone, Flow>,
     /// `false` when certainly no peer is stalled.
@@ -99,11 +102,11 @@ pub struct Engine {
     /// Swarms that have requests in flight inside the zone.
     fetching: usize,
     /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
-    verifying: Map<(Digest, u32), u32>,
+    verifying: Map<(BlobName, u32), u32>,
     /// Swarms that wait for buffer room, and how many bytes of it.
-    hungry: BTreeMap<Digest, u32>,
+    hungry: BTreeMap<BlobName, u32>,
     /// The one of them that went on last.
-    fed: Option<Digest>,
+    fed: Option<BlobName>,
     rate_in: Bucket,
     rate_out: Bucket,
     zone_rate_in: Bucket,
@@ -141,7 +144,8 @@ impl Engine {
             order,
             peers: Map::default(),
             dialing: Map::default(),
-            swarms: Map::default(),
+            names: Names::default(),
+            swarms: Named::default(),
             readers: BTreeMap::new(),
             links: BTreeMap::new(),
             stalls: false,
@@ -179,27 +183,61 @@ impl Engine {
             Input::PieceArrived { peer, channel, piece, buffer, since_first } => {
                 self.piece_arrived(peer, channel, piece, buffer, since_first);
             }
-            Input::PieceSent { peer, digest, piece, bytes } => self.piece_sent(peer, digest, piece, bytes),
-            Input::ReaderOpened { reader, digest, want } => self.reader_opened(reader, digest, want),
+            Input::PieceSent { peer, digest, piece, bytes } => {
+                let name = self.name(digest);
+                self.piece_sent(peer, name, piece, bytes);
+            }
+            Input::ReaderOpened { reader, digest, want } => {
+                let name = self.name(digest);
+                self.reader_opened(reader, name, want);
+            }
             Input::ReaderMoved { reader, offset } => self.reader_moved(reader, offset),
             Input::ReaderClosed { reader } => self.reader_closed(reader),
-            Input::BlobOpened { digest, opened } => self.blob_opened(digest, opened),
+            Input::BlobOpened { digest, opened } => {
+                let name = self.name(digest);
+                self.blob_opened(name, opened);
+            }
             Input::MetainfoLearned { metainfo, vouched } => {
-                let digest = metainfo.digest();
-                self.metainfo_learned(digest, metainfo, vouched, None);
+                let name = self.name(metainfo.digest());
+                self.metainfo_learned(name, metainfo, vouched, None);
             }
             Input::MetainfoRefused { peer, channel } => self.metainfo_refused(peer, channel),
             Input::PeersFound { digest, source, peers } => {
-                self.peers_found(digest, Some(source), peers);
+                let name = self.name(digest);
+                self.peers_found(name, Some(source), peers);
             }
-            Input::LookupFinished { digest, source, answered: _ } => self.lookup_finished(digest, source),
-            Input::PieceVerified { digest, piece } => self.piece_verified(digest, piece),
-            Input::PieceCorrupt { digest, piece, from } => self.piece_corrupt(digest, piece, from),
-            Input::WriteFailed { digest, piece, why } => self.write_failed(digest, piece, why),
-            Input::BackendFailed { digest, piece } => self.backend_failed(digest, piece),
-            Input::BlobFinished { digest } => self.blob_finished(digest),
-            Input::BlobCorrupt { digest } => self.blob_corrupt(digest),
-            Input::BlobRemoved { digest } => self.blob_removed(digest),
+            Input::LookupFinished { digest, source, answered: _ } => {
+                let name = self.name(digest);
+                self.lookup_finished(name, source);
+            }
+            Input::PieceVerified { digest, piece } => {
+                let name = self.name(digest);
+                self.piece_verified(name, piece);
+            }
+            Input::PieceCorrupt { digest, piece, from } => {
+                let name = self.name(digest);
+                self.piece_corrupt(name, piece, from);
+            }
+            Input::WriteFailed { digest, piece, why } => {
+                let name = self.name(digest);
+                self.write_failed(name, piece, why);
+            }
+            Input::BackendFailed { digest, piece } => {
+                let name = self.name(digest);
+                self.backend_failed(name, piece);
+            }
+            Input::BlobFinished { digest } => {
+                let name = self.name(digest);
+                self.blob_finished(name);
+            }
+            Input::BlobCorrupt { digest } => {
+                let name = self.name(digest);
+                self.blob_corrupt(name);
+            }
+            Input::BlobRemoved { digest } => {
+                let name = self.name(digest);
+                self.blob_removed(name);
+            }
         }
         self.feed_hungry();
     }
@@ -225,11 +263,11 @@ impl Engine {
         self.advance_clock(now);
         for timer in self.timers.take_due(self.now) {
             match timer {
-                Timer::Haves(digest) => self.flush_haves(digest),
-                Timer::FarHaves(digest) => self.flush_far_haves(digest),
-                Timer::Search(digest) => self.search_tick(digest),
-                Timer::Fill(digest) => self.fill_swarm(digest),
-                Timer::Linger(digest) => self.linger_over(digest),
+                Timer::Haves(name) => self.flush_haves(name),
+                Timer::FarHaves(name) => self.flush_far_haves(name),
+                Timer::Search(name) => self.search_tick(name),
+                Timer::Fill(name) => self.fill_swarm(name),
+                Timer::Linger(name) => self.linger_over(name),
                 Timer::Stall(peer) => self.check_stall(peer),
                 Timer::Idle(peer) => self.check_idle(peer),
                 Timer::Uploads => self.serve(),
@@ -243,8 +281,36 @@ impl Engine {
         self.out.now = self.now;
     }
 
+    /// What a blob is called in here.
+    fn name(&mut self, digest: Digest) -> BlobName {
+        if let Some(name) = self.names.get(&digest) {
+            return name;
+        }
+        if self.names.are_many() {
+            let Self { names, swarms, verifying, uploads, .. } = self;
+            names.retain(|name| {
+                swarms.contains(name) || verifying.keys().any(|(of, _)| *of == name) || uploads.know(name)
+            });
+        }
+        self.names.add(digest)
+    }
+
+    /// Wishes something that names a blob.
+    fn wish(&mut self, name: BlobName, effect: impl FnOnce(Digest) -> Effect) {
+        if let Some(digest) = self.names.digest(name) {
+            self.out.push(effect(digest));
+        }
+    }
+
+    /// Tells of something that names a blob.
+    fn report(&mut self, name: BlobName, event: impl FnOnce(Digest) -> Event) {
+        if let Some(digest) = self.names.digest(name) {
+            self.out.report(event(digest));
+        }
+    }
+
     /// The swarm on a peer's connection that we call `channel`.
-    fn digest_of(&self, peer: &PeerId, channel: Channel) -> Option<Digest> {
+    fn blob_on(&self, peer: &PeerId, channel: Channel) -> Option<BlobName> {
         self.peers.get(peer)?.channels.get(channel).copied()
     }
 }

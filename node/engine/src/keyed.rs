@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fmt::{Debug, Formatter};
 
 use hashbrown::HashTable;
-use shoal_types::{Digest, PeerId, PieceIndex};
+use shoal_types::{Digest, PeerId};
 
 /// What is looked up by. Keys and digests are spread evenly, so that their first bytes nearly always tell them apart. Whoever
 /// makes some that are alike there makes a look as long as that many steps: of peers no more than have a credential and a
@@ -30,20 +30,6 @@ impl Key for Digest {
     #[inline]
     fn head(&self) -> u64 {
         self.head()
-    }
-}
-
-impl Key for (Digest, u32) {
-    #[inline]
-    fn head(&self) -> u64 {
-        self.0.head() ^ u64::from(self.1).wrapping_mul(FACTOR)
-    }
-}
-
-impl Key for (Digest, PieceIndex) {
-    #[inline]
-    fn head(&self) -> u64 {
-        (self.0, self.1.get()).head()
     }
 }
 
@@ -349,6 +335,7 @@ impl<V> Sorted<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::BlobName;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -433,7 +420,9 @@ mod tests {
         let peers = places(
             (0..1024).map(|n| PeerId::from_public_key(*digest(n).as_bytes().first_chunk::<32>().unwrap())),
         );
-        for (low, high) in [places((0..1024).map(digest)), peers, places((0..1024).map(|n| (digest(0), n)))] {
+        let blobs = places((0..1024).map(BlobName::of));
+        let pieces = places((0..1024).map(|n| (BlobName::of(3), n)));
+        for (low, high) in [places((0..1024).map(digest)), peers, blobs, pieces] {
             assert!(low > 600 && high == 128, "{low} {high}");
         }
     }

@@ -11,6 +11,7 @@ mod flow;
 pub mod io;
 mod keyed;
 pub mod message;
+mod names;
 mod random;
 mod swarm;
 mod timers;

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use shoal_types::{Digest, PeerId, Timestamp};
+use shoal_types::{PeerId, Timestamp};
 
 use crate::keyed::Map;
+use crate::names::BlobName;
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
     /// Tell the haves gathered.
-    Haves(Digest),
+    Haves(BlobName),
     /// Tell other zones the haves gathered for them.
-    FarHaves(Digest),
+    FarHaves(BlobName),
     /// Look at a search's progress.
-    Search(Digest),
+    Search(BlobName),
     /// Something that kept a swarm from requesting may be over.
-    Fill(Digest),
+    Fill(BlobName),
     /// A swarm may have outlived its use.
-    Linger(Digest),
+    Linger(BlobName),
     /// A peer may have stalled.
     Stall(PeerId),
     /// A connection may have outlived its use.
@@ -51,7 +52,7 @@ struct OfPeer {
 /// Standing deadlines by name. Whoever has none is not kept.
 #[derive(Debug, Default)]
 struct Names {
-    swarms: Map<Digest, OfSwarm>,
+    swarms: Map<BlobName, OfSwarm>,
     peers: Map<PeerId, OfPeer>,
     uploads: Standing,
 }
@@ -59,11 +60,11 @@ struct Names {
 impl Names {
     fn get(&self, timer: Timer) -> Standing {
         match timer {
-            Timer::Haves(digest) => self.swarms.get(&digest)?.haves,
-            Timer::FarHaves(digest) => self.swarms.get(&digest)?.far_haves,
-            Timer::Search(digest) => self.swarms.get(&digest)?.search,
-            Timer::Fill(digest) => self.swarms.get(&digest)?.fill,
-            Timer::Linger(digest) => self.swarms.get(&digest)?.linger,
+            Timer::Haves(name) => self.swarms.get(&name)?.haves,
+            Timer::FarHaves(name) => self.swarms.get(&name)?.far_haves,
+            Timer::Search(name) => self.swarms.get(&name)?.search,
+            Timer::Fill(name) => self.swarms.get(&name)?.fill,
+            Timer::Linger(name) => self.swarms.get(&name)?.linger,
             Timer::Stall(peer) => self.peers.get(&peer)?.stall,
             Timer::Idle(peer) => self.peers.get(&peer)?.idle,
             Timer::Uploads => self.uploads,
@@ -72,19 +73,19 @@ impl Names {
 
     fn get_mut(&mut self, timer: Timer) -> Option<&mut Standing> {
         Some(match timer {
-            Timer::Haves(digest) => &mut self.swarm(digest)?.haves,
-            Timer::FarHaves(digest) => &mut self.swarm(digest)?.far_haves,
-            Timer::Search(digest) => &mut self.swarm(digest)?.search,
-            Timer::Fill(digest) => &mut self.swarm(digest)?.fill,
-            Timer::Linger(digest) => &mut self.swarm(digest)?.linger,
+            Timer::Haves(name) => &mut self.swarm(name)?.haves,
+            Timer::FarHaves(name) => &mut self.swarm(name)?.far_haves,
+            Timer::Search(name) => &mut self.swarm(name)?.search,
+            Timer::Fill(name) => &mut self.swarm(name)?.fill,
+            Timer::Linger(name) => &mut self.swarm(name)?.linger,
             Timer::Stall(peer) => &mut self.peer(peer)?.stall,
             Timer::Idle(peer) => &mut self.peer(peer)?.idle,
             Timer::Uploads => &mut self.uploads,
         })
     }
 
-    fn swarm(&mut self, digest: Digest) -> Option<&mut OfSwarm> {
-        self.swarms.get_or_insert_with(digest, OfSwarm::default)
+    fn swarm(&mut self, name: BlobName) -> Option<&mut OfSwarm> {
+        self.swarms.get_or_insert_with(name, OfSwarm::default)
     }
 
     fn peer(&mut self, peer: PeerId) -> Option<&mut OfPeer> {
@@ -96,14 +97,14 @@ impl Names {
         self.get(timer)?;
         let taken = self.get_mut(timer)?.take();
         match timer {
-            Timer::Haves(digest)
-            | Timer::FarHaves(digest)
-            | Timer::Search(digest)
-            | Timer::Fill(digest)
-            | Timer::Linger(digest) => {
-                let OfSwarm { haves, far_haves, search, fill, linger } = self.swarms.get(&digest)?;
+            Timer::Haves(name)
+            | Timer::FarHaves(name)
+            | Timer::Search(name)
+            | Timer::Fill(name)
+            | Timer::Linger(name) => {
+                let OfSwarm { haves, far_haves, search, fill, linger } = self.swarms.get(&name)?;
                 if [haves, far_haves, search, fill, linger].iter().all(|standing| standing.is_none()) {
-                    self.swarms.swap_remove(&digest);
+                    self.swarms.swap_remove(&name);
                 }
             }
             Timer::Stall(peer) | Timer::Idle(peer) => {
@@ -221,12 +222,12 @@ mod tests {
     /// Every operation against the naive model: a list of names with their deadlines, in the order in which they were set.
     #[test]
     fn deadlines_are_those_of_a_list() {
-        let digests = [b"a", b"b"].map(|text| Digest::sha256(text));
-        let names: Vec<Timer> = digests
+        let blobs = [1, 2].map(BlobName::of);
+        let names: Vec<Timer> = blobs
             .into_iter()
-            .flat_map(|digest| {
+            .flat_map(|blob| {
                 let of = [Timer::Haves, Timer::FarHaves, Timer::Search, Timer::Fill, Timer::Linger];
-                of.map(|name| name(digest))
+                of.map(|name| name(blob))
             })
             .chain((0..40).flat_map(|n| {
                 let peer = PeerId::from_public_key([n; 32]);

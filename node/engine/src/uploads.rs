@@ -5,11 +5,12 @@ mod active;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Timestamp};
+use shoal_types::{PeerId, PieceIndex, Timestamp};
 
 use crate::config::EngineConfig;
 use crate::keyed::{Map, Set};
 use crate::message::Channel;
+use crate::names::BlobName;
 use active::{Active, Sending};
 
 /// One grant in this many goes to whoever was served least, whatever its zone and progress: neither other zones nor those who are
@@ -37,7 +38,7 @@ const RATE_DECAY: f64 = 1.0 / 64.0;
 /// A piece a peer waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
-    pub(crate) digest: Digest,
+    pub(crate) name: BlobName,
     pub(crate) piece: PieceIndex,
     pub(crate) to: Channel,
     pub(crate) bytes: u32,
@@ -61,7 +62,7 @@ impl Job {
 struct Queue {
     same_zone: bool,
     waiting: VecDeque<Job>,
-    active: Map<(Digest, PieceIndex), Sending>,
+    active: Map<(BlobName, PieceIndex), Sending>,
     served_bytes: u64,
 }
 
@@ -109,8 +110,8 @@ impl Uploads {
             self.queues.insert(peer, Queue { same_zone, served_bytes: level, ..Queue::default() });
         }
         let Some(queue) = self.queues.get_mut(&peer) else { return false };
-        let same = |other: &Job| other.digest == job.digest && other.piece == job.piece;
-        if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.digest, job.piece)) {
+        let same = |other: &Job| other.name == job.name && other.piece == job.piece;
+        if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.name, job.piece)) {
             return true;
         }
         // A first copy is nowhere else to be had: whoever asks for one may always wait for one.
@@ -182,7 +183,7 @@ impl Uploads {
             .map(|(peer, ..)| *peer)?;
         let queue = self.queues.get_mut(&peer)?;
         let job = queue.waiting.pop_front()?;
-        queue.active.insert((job.digest, job.piece), self.active.begin(now, job.bytes));
+        queue.active.insert((job.name, job.piece), self.active.begin(now, job.bytes));
         queue.served_bytes = queue.served_bytes.saturating_add(job.bytes.into());
         self.waiting = self.waiting.saturating_sub(1);
         self.turn = self.turn.wrapping_add(1);
@@ -195,11 +196,11 @@ impl Uploads {
         &mut self,
         now: Timestamp,
         peer: &PeerId,
-        digest: Digest,
+        name: BlobName,
         piece: PieceIndex,
         whole: bool,
     ) -> bool {
-        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(digest, piece)));
+        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(name, piece)));
         let Some(sending) = active else { return false };
         self.note(peer);
         let carried = self.active.end(now, &sending, whole);
@@ -220,27 +221,34 @@ impl Uploads {
         true
     }
 
+    /// Whether something of a blob is being sent or waits.
+    pub(crate) fn know(&self, name: BlobName) -> bool {
+        self.queues.values().any(|queue| {
+            queue.waiting.iter().any(|job| job.name == name) || queue.active.keys().any(|(of, _)| *of == name)
+        })
+    }
+
     /// How long a piece takes to be sent; zero while nothing is known.
     pub(crate) fn send_mean(&self) -> Duration {
         self.send_mean.and_then(|secs| Duration::try_from_secs_f64(secs).ok()).unwrap_or_default()
     }
 
     /// Takes a piece back. `true` when it is being sent already, so that the driver has to be told.
-    pub(crate) fn cancel(&mut self, peer: &PeerId, digest: Digest, piece: PieceIndex) -> bool {
+    pub(crate) fn cancel(&mut self, peer: &PeerId, name: BlobName, piece: PieceIndex) -> bool {
         let Some(queue) = self.queues.get_mut(peer) else { return false };
         let before = queue.waiting.len();
-        queue.waiting.retain(|job| job.digest != digest || job.piece != piece);
+        queue.waiting.retain(|job| job.name != name || job.piece != piece);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
-        let sending = queue.active.contains_key(&(digest, piece));
+        let sending = queue.active.contains_key(&(name, piece));
         self.note(peer);
         sending
     }
 
     /// Forgets what waits of one blob for one peer.
-    pub(crate) fn leave(&mut self, peer: &PeerId, digest: Digest) {
+    pub(crate) fn leave(&mut self, peer: &PeerId, name: BlobName) {
         let Some(queue) = self.queues.get_mut(peer) else { return };
         let before = queue.waiting.len();
-        queue.waiting.retain(|job| job.digest != digest);
+        queue.waiting.retain(|job| job.name != name);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
         self.note(peer);
     }
@@ -348,7 +356,7 @@ mod tests {
     fn job(number: u32) -> Job {
         let layout = PieceLayout::for_size(100 << 20).unwrap();
         Job {
-            digest: Digest::sha256(b"x"),
+            name: BlobName::of(7),
             piece: layout.piece(number).unwrap(),
             to: 0,
             bytes: 1000,
@@ -372,7 +380,7 @@ mod tests {
         for _ in 0..40 {
             let (to, sent) = uploads.next(&config, now, |_| true).unwrap();
             served[usize::from(to == peer(1)) + 1] += 1;
-            assert!(uploads.sent(now, &to, sent.digest, sent.piece, true));
+            assert!(uploads.sent(now, &to, sent.name, sent.piece, true));
         }
         assert_eq!(served, [0, 30, 10]);
     }
@@ -397,7 +405,7 @@ mod tests {
         for _ in 0..30 {
             let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
             assert!(uploads.next(&config, Timestamp::ZERO, |_| true).is_none(), "one slot");
-            assert!(uploads.sent(Timestamp::ZERO, &to, job.digest, job.piece, true));
+            assert!(uploads.sent(Timestamp::ZERO, &to, job.name, job.piece, true));
             *served.entry(to).or_insert(0) += 1;
         }
         assert_eq!(served.values().copied().collect::<Vec<_>>(), [10, 10, 10]);
@@ -414,7 +422,7 @@ mod tests {
         let mut foreign = 0;
         for _ in 0..40 {
             let (to, job) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
-            assert!(uploads.sent(Timestamp::ZERO, &to, job.digest, job.piece, true));
+            assert!(uploads.sent(Timestamp::ZERO, &to, job.name, job.piece, true));
             foreign += usize::from(to == peer(2));
         }
         assert_eq!(foreign, 10);
@@ -433,7 +441,7 @@ mod tests {
         // A send took 10 ms: in 100 ms two slots serve twenty.
         let (to, sent) = uploads.next(&config, Timestamp::ZERO, |_| true).unwrap();
         let later = Timestamp::ZERO + Duration::from_millis(10);
-        assert!(uploads.sent(later, &to, sent.digest, sent.piece, true));
+        assert!(uploads.sent(later, &to, sent.name, sent.piece, true));
         for number in 20..37 {
             assert!(uploads.push(&config, peer(3), true, job(number)), "{number}");
         }
@@ -468,7 +476,7 @@ mod tests {
             }
             let now = Timestamp::ZERO;
             let (to, sent) = uploads.next(&config, now, |_| true).unwrap();
-            assert!(uploads.sent(now + Duration::from_millis(millis), &to, sent.digest, sent.piece, true));
+            assert!(uploads.sent(now + Duration::from_millis(millis), &to, sent.name, sent.piece, true));
             std::iter::from_fn(|| uploads.next(&config, now, |_| true)).count()
         };
         assert_eq!(sent_at_once(1, true), 20);
@@ -503,7 +511,7 @@ mod tests {
         assert_eq!(uploads.held_back(&config, at(0)), Some(at(50)), "nothing is known of the wire");
         // The three shared the wire for 30 ms: it carries 100,000 bytes a second, a piece in 10 ms.
         for (to, job) in sending.drain(..) {
-            assert!(uploads.sent(at(30), &to, job.digest, job.piece, true));
+            assert!(uploads.sent(at(30), &to, job.name, job.piece, true));
         }
         assert_eq!(begin(&mut uploads, &config, 30).len(), 3);
         assert_eq!(begin(&mut uploads, &config, 52).len(), 0);
@@ -546,7 +554,7 @@ mod tests {
         let mut uploads = forty_wait(&config);
         let mut send = |from: u64, until: u64| {
             let (to, job) = uploads.next(&config, at(from), |_| true).unwrap();
-            assert!(uploads.sent(at(until), &to, job.digest, job.piece, true));
+            assert!(uploads.sent(at(until), &to, job.name, job.piece, true));
             uploads.wire_rate.unwrap().round()
         };
         assert_eq!(send(0, 10), 100_000.0);
@@ -562,14 +570,14 @@ mod tests {
         let sending = begin(&mut uploads, &config, 0);
         // One has the wire to itself for 10 ms, then the others share it.
         for ((to, job), millis) in sending.iter().zip([10, 30, 30]) {
-            assert!(uploads.sent(at(millis), to, job.digest, job.piece, true));
+            assert!(uploads.sent(at(millis), to, job.name, job.piece, true));
             assert!(uploads.wire_rate.is_some_and(|rate| (99_000.0..100_001.0).contains(&rate)), "{millis}");
         }
         assert_eq!(uploads.wire_rate.map(f64::round), Some(100_000.0));
         // What is given up was not carried.
         let (to, job) = uploads.next(&config, at(40), |_| true).unwrap();
         uploads.next(&config, at(40), |_| true).unwrap();
-        assert!(uploads.sent(at(41), &to, job.digest, job.piece, false));
+        assert!(uploads.sent(at(41), &to, job.name, job.piece, false));
         assert_eq!(uploads.wire_rate.map(f64::round), Some(100_000.0));
     }
 
@@ -582,9 +590,9 @@ mod tests {
         let (long, a) = uploads.next(&config, at(0), |_| true).unwrap();
         let (short, b) = uploads.next(&config, at(999), |_| true).unwrap();
         assert_eq!((long, short), (peer(1), peer(2)));
-        assert!(uploads.sent(at(1000), &long, a.digest, a.piece, true));
+        assert!(uploads.sent(at(1000), &long, a.name, a.piece, true));
         assert_eq!(uploads.wire_rate.map(f64::round), Some(1_000_000.0));
-        assert!(uploads.sent(at(1000), &short, b.digest, b.piece, true));
+        assert!(uploads.sent(at(1000), &short, b.name, b.piece, true));
         assert!(uploads.wire_rate.unwrap() < 1_000_001.0, "the long one was sent before it began");
     }
 

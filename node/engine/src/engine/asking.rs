@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, Zone};
+use shoal_types::{PeerId, Zone};
 
 use super::Engine;
 use super::connections::TICK_MIN;
@@ -10,6 +10,7 @@ use super::picking::Picked;
 use crate::flow::Flow;
 use crate::io::Effect;
 use crate::message::Message;
+use crate::names::BlobName;
 use crate::swarm::member::{Member, Outstanding};
 use crate::swarm::{Pending, Swarm};
 use crate::timers::Timer;
@@ -19,11 +20,11 @@ pub(super) const HELD_BACK_TICK: Duration = Duration::from_millis(50);
 
 impl Engine {
     /// Asks for as much as is allowed, one piece a peer in turn, so that the first pieces come from everybody.
-    pub(super) fn fill_swarm(&mut self, digest: Digest) {
-        if !self.may_fill(digest) {
+    pub(super) fn fill_swarm(&mut self, name: BlobName) {
+        if !self.may_fill(name) {
             return;
         }
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(swarm) = self.swarms.get(name) else { return };
         let piece_bytes = swarm.blob.as_ref().map_or(0, |blob| blob.layout.piece_bytes());
         let interests =
             |member: &Member| swarm.blob.as_ref().is_some_and(|blob| member.has_interesting(&blob.have, 1));
@@ -44,43 +45,42 @@ impl Engine {
         let lone = swarm.lone_seeder();
         order.sort_by_key(|(foreign, seeder, _)| (*foreign, *seeder != lone));
         if let Some(at) = again {
-            self.timers.set_earlier(Timer::Fill(digest), at);
+            self.timers.set_earlier(Timer::Fill(name), at);
         }
         // What waits for room in the buffer gets none from the next peer either.
-        self.hungry.remove(&digest);
+        self.hungry.remove(&name);
         while !order.is_empty() {
-            order
-                .retain(|(_, _, peer)| !self.hungry.contains_key(&digest) && self.request_one(digest, *peer));
+            order.retain(|(_, _, peer)| !self.hungry.contains_key(&name) && self.request_one(name, *peer));
         }
-        self.fetch_from_backend(digest);
-        self.check_starved(digest);
+        self.fetch_from_backend(name);
+        self.check_starved(name);
     }
 
     /// A download is over: the others have its part of what may be in flight.
     pub(super) fn fill_fetching(&mut self) {
         let fetching = self.swarms.values().filter(|swarm| swarm.is_fetching());
-        let fetching: Vec<Digest> = fetching.map(|swarm| swarm.digest).collect();
-        fetching.into_iter().for_each(|digest| self.fill_swarm(digest));
+        let fetching: Vec<BlobName> = fetching.map(|swarm| swarm.name).collect();
+        fetching.into_iter().for_each(|name| self.fill_swarm(name));
     }
 
     /// Asks one peer for as much as is allowed.
-    pub(super) fn fill_member(&mut self, digest: Digest, peer: PeerId) {
-        if !self.may_fill(digest) {
+    pub(super) fn fill_member(&mut self, name: BlobName, peer: PeerId) {
+        if !self.may_fill(name) {
             return;
         }
-        while self.request_one(digest, peer) {}
-        self.check_starved(digest);
+        while self.request_one(name, peer) {}
+        self.check_starved(name);
     }
 
     /// Whether a swarm is to ask for anything now.
-    pub(super) fn may_fill(&self, digest: Digest) -> bool {
+    pub(super) fn may_fill(&self, name: BlobName) -> bool {
         self.swarms
-            .get(&digest)
+            .get(name)
             .is_some_and(|swarm| !swarm.opening && swarm.wants_payload(self.now, self.config.linger))
     }
 
-    pub(super) fn request_one(&mut self, digest: Digest, peer: PeerId) -> bool {
-        let Some(swarm) = self.swarms.get(&digest) else { return false };
+    pub(super) fn request_one(&mut self, name: BlobName, peer: PeerId) -> bool {
+        let Some(swarm) = self.swarms.get(name) else { return false };
         let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return false };
         let Some(known) = self.peers.get(&peer) else { return false };
         let piece_bytes = blob.layout.piece_bytes();
@@ -94,11 +94,11 @@ impl Engine {
         }
         if member.full_until > self.now {
             // Whatever woke the swarm before that time has used its timer up.
-            self.timers.set_earlier(Timer::Fill(digest), member.full_until);
+            self.timers.set_earlier(Timer::Fill(name), member.full_until);
             return false;
         }
         if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
-            self.hungry.insert(digest, piece_bytes);
+            self.hungry.insert(name, piece_bytes);
             return false;
         }
         let lone_seeder = swarm.lone_seeder();
@@ -113,26 +113,26 @@ impl Engine {
         let number = match picked {
             Picked::Piece(number) | Picked::Stolen(number) => number,
             Picked::HeldBack => {
-                self.timers.set_earlier(Timer::Fill(digest), self.now + HELD_BACK_TICK);
+                self.timers.set_earlier(Timer::Fill(name), self.now + HELD_BACK_TICK);
                 return false;
             }
             Picked::Nothing => return false,
         };
         let link = if same_zone { None } else { self.zone_rate_in.wait(self.now) };
         if let Some(later) = self.rate_in.wait(self.now).max(link) {
-            self.timers.set_earlier(Timer::Fill(digest), later.max(self.now + TICK_MIN));
+            self.timers.set_earlier(Timer::Fill(name), later.max(self.now + TICK_MIN));
             return false;
         }
         if matches!(picked, Picked::Stolen(_)) {
-            self.withdraw_others(digest, number, None);
+            self.withdraw_others(name, number, None);
         }
-        self.request(digest, peer, number, same_zone);
+        self.request(name, peer, number, same_zone);
         true
     }
 
-    fn request(&mut self, digest: Digest, peer: PeerId, number: u32, same_zone: bool) {
+    fn request(&mut self, name: BlobName, peer: PeerId, number: u32, same_zone: bool) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else { return };
         let (Some(piece), Some(to)) = (blob.layout.piece(number), member.their_channel) else { return };
         let Some(known) = self.peers.get_mut(&peer) else { return };
@@ -158,7 +158,7 @@ impl Engine {
         if !same_zone {
             self.zone_rate_in.take(bytes);
         }
-        self.out.push(Effect::Expect { peer, channel, digest, piece, bytes });
+        self.wish(name, |digest| Effect::Expect { peer, channel, digest, piece, bytes });
         self.out.send(peer, Message::Request { to, piece: number });
         self.arm_stall(peer);
     }
@@ -189,7 +189,7 @@ impl Engine {
     /// The window of a peer has changed.
     pub(super) fn window_changed(&self, peer: PeerId) {
         let Some(known) = self.peers.get(&peer) else { return };
-        for swarm in known.channels.values().filter_map(|digest| self.swarms.get(digest)) {
+        for swarm in known.channels.values().filter_map(|name| self.swarms.get(*name)) {
             swarm.window_max.set(None);
         }
     }

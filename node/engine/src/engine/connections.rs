@@ -10,6 +10,7 @@ use crate::config::EngineConfig;
 use crate::flow::Flow;
 use crate::io::{DropReason, Effect, Event};
 use crate::message::PeerHint;
+use crate::names::BlobName;
 use crate::swarm::search::Standing;
 use crate::timers::Timer;
 
@@ -33,8 +34,8 @@ impl Engine {
         } else {
             if self.peers.len() >= self.config.connections_max && !self.make_room() {
                 self.out.push(Effect::Disconnect { peer, why: DropReason::Replaced, ban: None });
-                for digest in waiting {
-                    self.candidate_gone(digest, peer);
+                for name in waiting {
+                    self.candidate_gone(name, peer);
                 }
                 return;
             }
@@ -57,9 +58,9 @@ impl Engine {
             self.timers.set(Timer::Idle(peer), self.now + self.config.idle_linger);
         }
         self.note_zones();
-        for digest in waiting {
-            self.ask(digest, peer);
-            self.judge(digest);
+        for name in waiting {
+            self.ask(name, peer);
+            self.judge(name);
         }
     }
 
@@ -84,18 +85,18 @@ impl Engine {
     }
 
     pub(super) fn connect_failed(&mut self, peer: PeerId) {
-        for digest in self.dialing.swap_remove(&peer).unwrap_or_default() {
-            self.candidate_gone(digest, peer);
+        for name in self.dialing.swap_remove(&peer).unwrap_or_default() {
+            self.candidate_gone(name, peer);
         }
     }
 
-    fn candidate_gone(&mut self, digest: shoal_types::Digest, peer: PeerId) {
-        if let Some(swarm) = self.swarms.get_mut(&digest) {
+    fn candidate_gone(&mut self, name: BlobName, peer: PeerId) {
+        if let Some(swarm) = self.swarms.get_mut(name) {
             swarm.search.set_standing(&peer, Standing::Gone);
         }
-        self.refresh_zone(digest);
-        self.dial(digest);
-        self.judge(digest);
+        self.refresh_zone(name);
+        self.dial(name);
+        self.judge(name);
     }
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
@@ -107,12 +108,12 @@ impl Engine {
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
         // A dial under way is answered by itself; only what was agreed on this connection ends.
-        for (_, digest) in gone.channels.into_iter() {
-            self.remove_member(digest, peer, Standing::Gone);
-            self.fill_swarm(digest);
-            self.dial(digest);
-            self.judge(digest);
-            self.check_use(digest);
+        for (_, name) in gone.channels.into_iter() {
+            self.remove_member(name, peer, Standing::Gone);
+            self.fill_swarm(name);
+            self.dial(name);
+            self.judge(name);
+            self.check_use(name);
         }
         self.serve();
     }
@@ -130,12 +131,12 @@ impl Engine {
         self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
-        for (_, digest) in channels.into_iter() {
-            self.remove_member(digest, peer, Standing::Gone);
-            self.fill_swarm(digest);
-            self.dial(digest);
-            self.judge(digest);
-            self.check_use(digest);
+        for (_, name) in channels.into_iter() {
+            self.remove_member(name, peer, Standing::Gone);
+            self.fill_swarm(name);
+            self.dial(name);
+            self.judge(name);
+            self.check_use(name);
         }
         self.serve();
     }
@@ -186,8 +187,8 @@ impl Engine {
             flow.window = 1;
             let channels: Vec<_> = known.channels.values().copied().collect();
             self.window_changed(peer);
-            for digest in channels {
-                self.fill_member(digest, peer);
+            for name in channels {
+                self.fill_member(name, peer);
             }
             return;
         }
@@ -207,9 +208,9 @@ impl Engine {
         if flow.stalls >= self.config.stalls_max && gone {
             return self.drop_peer(peer, DropReason::Stalled, None);
         }
-        let digests: Vec<_> = known.channels.values().copied().collect();
-        for digest in digests {
-            self.move_requests(digest, peer);
+        let names: Vec<_> = known.channels.values().copied().collect();
+        for name in names {
+            self.move_requests(name, peer);
         }
         self.arm_stalled(peer);
     }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex};
+use shoal_types::{PeerId, PieceIndex};
 
 use super::Engine;
 use super::connections::TICK_MIN;
 use crate::io::{BufferId, DropReason, Effect, Event, ReadError};
 use crate::message::{Channel, Message, PeerHint};
+use crate::names::BlobName;
 use crate::swarm::Pending;
 use crate::swarm::member::{Member, Outstanding, Refusal};
 use crate::timers::Timer;
@@ -41,7 +42,7 @@ impl Engine {
     /// else was asked for it too.
     pub(super) fn request_ended(
         &mut self,
-        digest: Digest,
+        name: BlobName,
         peer: PeerId,
         channel: Channel,
         number: u32,
@@ -58,7 +59,7 @@ impl Engine {
             }
         }
         self.release(bytes);
-        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) else { return };
         let Some(Pending::Requested(asked)) = blob.pending.get_mut(number) else { return };
         asked.retain(|other| *other != peer);
         if asked.is_empty() {
@@ -86,19 +87,19 @@ impl Engine {
         };
         // `last` itself comes at the very end.
         let last = self.fed.and_then(|last| later.remove_entry(&last));
-        for (digest, bytes) in later.into_iter().chain(waiting).chain(last) {
+        for (name, bytes) in later.into_iter().chain(waiting).chain(last) {
             if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
-                self.hungry.insert(digest, bytes);
+                self.hungry.insert(name, bytes);
             } else {
-                self.fed = Some(digest);
-                self.fill_swarm(digest);
+                self.fed = Some(name);
+                self.fill_swarm(name);
             }
         }
     }
 
     /// Takes a request back from every peer asked for a piece but `keep`.
-    pub(super) fn withdraw_others(&mut self, digest: Digest, number: u32, keep: Option<PeerId>) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn withdraw_others(&mut self, name: BlobName, number: u32, keep: Option<PeerId>) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let asked: Vec<PeerId> = swarm
             .members
             .iter()
@@ -106,31 +107,31 @@ impl Engine {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in asked {
-            self.withdraw(digest, peer, number);
+            self.withdraw(name, peer, number);
         }
     }
 
     /// Takes a request out of the member that was asked.
-    fn answered(&mut self, digest: Digest, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
-        let swarm = self.swarms.get_mut(&digest)?;
+    fn answered(&mut self, name: BlobName, peer: &PeerId, number: u32) -> Option<(&mut Member, Outstanding)> {
+        let swarm = self.swarms.get_mut(name)?;
         let fetching = swarm.is_fetching();
         let outstanding = swarm.answered(peer, number)?;
         self.fetching = self.fetching.saturating_sub(usize::from(fetching && !swarm.is_fetching()));
         Some((swarm.members.get_mut(peer)?, outstanding))
     }
 
-    pub(super) fn withdraw(&mut self, digest: Digest, peer: PeerId, number: u32) {
-        let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
+    pub(super) fn withdraw(&mut self, name: BlobName, peer: PeerId, number: u32) {
+        let Some((member, outstanding)) = self.answered(name, &peer, number) else { return };
         let (channel, to) = (member.our_channel, member.their_channel);
         if let Some(to) = to {
             self.out.send(peer, Message::Cancel { to, piece: number });
         }
-        self.request_ended(digest, peer, channel, number, &outstanding);
+        self.request_ended(name, peer, channel, number, &outstanding);
     }
 
     /// Takes from a stalled peer what others have too. What only it has stays asked for: slow is better than never.
-    pub(super) fn move_requests(&mut self, digest: Digest, peer: PeerId) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn move_requests(&mut self, name: BlobName, peer: PeerId) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get(&peer)) else { return };
         let elsewhere = |number: u32| {
             swarm.in_backend
@@ -149,17 +150,17 @@ impl Engine {
             member.outstanding.iter().map(|(number, _)| number).filter(|number| elsewhere(*number)).collect();
         let pieces: Vec<PieceIndex> = moving.iter().filter_map(|number| blob.layout.piece(*number)).collect();
         for number in moving {
-            self.withdraw(digest, peer, number);
+            self.withdraw(name, peer, number);
         }
         for piece in pieces {
-            self.out.report(Event::RequestTimedOut { digest, piece, peer });
+            self.report(name, |digest| Event::RequestTimedOut { digest, piece, peer });
         }
-        self.fill_swarm(digest);
+        self.fill_swarm(name);
     }
 
     pub(super) fn refused(
         &mut self,
-        digest: Digest,
+        name: BlobName,
         peer: PeerId,
         number: u32,
         peers: Vec<PeerHint>,
@@ -170,18 +171,18 @@ impl Engine {
         let again = Duration::from_millis(again_millis.into()).min(FULL_MAX).mul_f64(jitter);
         // A lone seeder has what nobody else has, and one far away what the zone lacks: those are asked for other pieces first.
         let elsewhere =
-            self.swarms.get(&digest).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
+            self.swarms.get(name).is_some_and(|swarm| !swarm.lone_seeder() && !swarm.spans_zones());
         let (free, doublings_max) = if elsewhere {
             (REFUSALS_FREE, REST_DOUBLINGS_MAX)
         } else {
             (REFUSALS_FREE_LONE, REST_DOUBLINGS_LONE_MAX)
         };
-        if let Some(swarm) = self.swarms.get_mut(&digest)
+        if let Some(swarm) = self.swarms.get_mut(name)
             && let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get_mut(&peer))
         {
             member.see_refusals_through(|number| blob.has(number));
         }
-        let Some((member, outstanding)) = self.answered(digest, &peer, number) else { return };
+        let Some((member, outstanding)) = self.answered(name, &peer, number) else { return };
         let channel = member.our_channel;
         let pause = member.refused.get(number).map_or(retry, |before| {
             before.pause.saturating_mul(2).min(retry.saturating_mul(REFUSAL_FACTOR_MAX))
@@ -212,13 +213,13 @@ impl Engine {
                 self.window_changed(peer);
             }
         }
-        self.request_ended(digest, peer, channel, number, &outstanding);
+        self.request_ended(name, peer, channel, number, &outstanding);
         let next = if full { again } else { pause };
-        self.timers.set_earlier(Timer::Fill(digest), now + next.max(TICK_MIN));
+        self.timers.set_earlier(Timer::Fill(name), now + next.max(TICK_MIN));
         if !peers.is_empty() {
-            self.peers_found(digest, None, peers);
+            self.peers_found(name, None, peers);
         }
-        self.fill_member(digest, peer);
+        self.fill_member(name, peer);
     }
 
     pub(super) fn piece_progress(
@@ -230,9 +231,9 @@ impl Engine {
         since_first: Duration,
     ) {
         let now = self.now;
-        let Some(digest) = self.digest_of(&peer, channel) else { return };
+        let Some(name) = self.blob_on(&peer, channel) else { return };
         let outstanding =
-            self.member_mut(digest, &peer).and_then(|member| member.outstanding.get_mut(number)).map(|o| {
+            self.member_mut(name, &peer).and_then(|member| member.outstanding.get_mut(number)).map(|o| {
                 let first = (o.arrived_bytes == 0).then(|| o.waited(now, since_first));
                 let fresh = bytes.min(o.bytes.saturating_sub(o.arrived_bytes));
                 o.arrived_bytes = o.arrived_bytes.saturating_add(fresh);
@@ -251,7 +252,7 @@ impl Engine {
         }
         if was_stalled {
             self.arm_stall(peer);
-            self.fill_member(digest, peer);
+            self.fill_member(name, peer);
         }
     }
 
@@ -264,18 +265,18 @@ impl Engine {
         since_first: Duration,
     ) {
         let now = self.now;
-        let found = self.digest_of(&peer, channel).and_then(|digest| {
-            let (member, outstanding) = self.answered(digest, &peer, number)?;
+        let found = self.blob_on(&peer, channel).and_then(|name| {
+            let (member, outstanding) = self.answered(name, &peer, number)?;
             member.refusals = 0;
-            Some((digest, outstanding))
+            Some((name, outstanding))
         });
-        let Some((digest, outstanding)) = found else {
+        let Some((name, outstanding)) = found else {
             // It crossed our cancel.
             return self.out.push(Effect::DropBuffer { buffer });
         };
         let waited = outstanding.waited(now, since_first);
         let Outstanding { at, bytes, arrived_bytes, link } = outstanding;
-        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
         let piece_bytes = blob.layout.piece_bytes();
         let before = blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
@@ -293,13 +294,13 @@ impl Engine {
         if window(self) != window_before {
             self.window_changed(peer);
         }
-        self.hold(digest, number, bytes);
-        self.out.push(Effect::VerifyPiece { digest, piece, buffer, from: peer });
+        self.hold(name, number, bytes);
+        self.wish(name, |digest| Effect::VerifyPiece { digest, piece, buffer, from: peer });
         if asked_twice {
-            self.withdraw_others(digest, number, Some(peer));
+            self.withdraw_others(name, number, Some(peer));
         }
         self.refill(peer, channel, link.is_some());
-        self.check_starved(digest);
+        self.check_starved(name);
     }
 
     /// Gives a peer's free room to the swarms shared with it, in turn from the one after `channel` on, so that a
@@ -307,32 +308,32 @@ impl Engine {
     /// beyond it, and is not given to the same peer again: it may be the slow one.
     fn refill(&mut self, peer: PeerId, channel: Channel, link: bool) {
         let Some(known) = self.peers.get(&peer) else { return };
-        let mut turn: Vec<Digest> = known.channels.around(channel).copied().collect();
+        let mut turn: Vec<BlobName> = known.channels.around(channel).copied().collect();
         if link {
-            return turn.into_iter().for_each(|digest| self.fill_swarm(digest));
+            return turn.into_iter().for_each(|name| self.fill_swarm(name));
         }
         while !turn.is_empty() {
-            turn.retain(|digest| self.may_fill(*digest) && self.request_one(*digest, peer));
+            turn.retain(|name| self.may_fill(*name) && self.request_one(*name, peer));
         }
     }
 
     /// Notes that bytes already counted stay in the buffer until the piece's fate is known.
-    fn hold(&mut self, digest: Digest, number: u32, bytes: u32) {
-        if let Some(before) = self.verifying.insert((digest, number), bytes) {
+    fn hold(&mut self, name: BlobName, number: u32, bytes: u32) {
+        if let Some(before) = self.verifying.insert((name, number), bytes) {
             self.release(before);
         }
     }
 
-    fn unhold(&mut self, digest: Digest, number: u32) {
-        if let Some(bytes) = self.verifying.swap_remove(&(digest, number)) {
+    fn unhold(&mut self, name: BlobName, number: u32) {
+        if let Some(bytes) = self.verifying.swap_remove(&(name, number)) {
             self.release(bytes);
         }
     }
 
-    pub(super) fn piece_verified(&mut self, digest: Digest, piece: PieceIndex) {
+    pub(super) fn piece_verified(&mut self, name: BlobName, piece: PieceIndex) {
         let (now, number) = (self.now, piece.get());
-        self.unhold(digest, number);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        self.unhold(name, number);
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         if piece.get() >= blob.layout.piece_count() || !blob.have.insert(piece) {
             return;
@@ -354,29 +355,29 @@ impl Engine {
         let zone = from.and_then(|peer| self.peers.get(&peer)).map(|known| known.zone.clone());
         let latency = now.saturating_since(since);
         let provide = !std::mem::replace(&mut swarm.provided, true);
-        self.out.report(Event::PieceReceived { digest, piece, bytes, from, zone, latency });
+        self.report(name, |digest| Event::PieceReceived { digest, piece, bytes, from, zone, latency });
         if provide {
-            self.out.push(Effect::Provide { digest });
+            self.wish(name, |digest| Effect::Provide { digest });
         }
         if asked {
-            self.withdraw_others(digest, number, None);
+            self.withdraw_others(name, number, None);
         }
-        self.note_have(digest, number);
-        self.advance_readers(digest);
-        self.finish_if_whole(digest);
+        self.note_have(name, number);
+        self.advance_readers(name);
+        self.finish_if_whole(name);
         if have.is_multiple_of(BEHIND_CHECK_PIECES) {
-            self.dial(digest);
+            self.dial(name);
         }
-        self.judge(digest);
-        self.fetch_from_backend(digest);
-        self.check_starved(digest);
+        self.judge(name);
+        self.fetch_from_backend(name);
+        self.check_starved(name);
     }
 
     /// A piece that did not come to be is wanted again.
-    fn piece_lost(&mut self, digest: Digest, piece: PieceIndex) {
+    fn piece_lost(&mut self, name: BlobName, piece: PieceIndex) {
         let number = piece.get();
-        self.unhold(digest, number);
-        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+        self.unhold(name, number);
+        let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) else { return };
         if matches!(blob.pending.get(number), Some(Pending::Verifying { .. } | Pending::Backend { .. })) {
             blob.pending.remove(number);
             if !blob.have.contains(piece) {
@@ -385,42 +386,42 @@ impl Engine {
         }
     }
 
-    pub(super) fn piece_corrupt(&mut self, digest: Digest, piece: PieceIndex, from: Option<PeerId>) {
-        let Some(peer) = from else { return self.backend_failed(digest, piece) };
-        self.piece_lost(digest, piece);
+    pub(super) fn piece_corrupt(&mut self, name: BlobName, piece: PieceIndex, from: Option<PeerId>) {
+        let Some(peer) = from else { return self.backend_failed(name, piece) };
+        self.piece_lost(name, piece);
         let ban = Some(self.config.ban);
         self.drop_peer(peer, DropReason::CorruptPiece, ban);
-        self.fill_swarm(digest);
+        self.fill_swarm(name);
     }
 
-    pub(super) fn write_failed(&mut self, digest: Digest, piece: PieceIndex, why: String) {
-        self.piece_lost(digest, piece);
+    pub(super) fn write_failed(&mut self, name: BlobName, piece: PieceIndex, why: String) {
+        self.piece_lost(name, piece);
         let why = ReadError::Store(why);
-        self.out.report(Event::BlobFailed { digest, why: why.clone() });
-        self.fail_readers(digest, &why);
+        self.report(name, |digest| Event::BlobFailed { digest, why: why.clone() });
+        self.fail_readers(name, &why);
         // What was asked for could not be written either; what is there stays in the store.
-        self.end_swarm(digest, None);
+        self.end_swarm(name, None);
     }
 
-    pub(super) fn backend_failed(&mut self, digest: Digest, piece: PieceIndex) {
-        self.piece_lost(digest, piece);
+    pub(super) fn backend_failed(&mut self, name: BlobName, piece: PieceIndex) {
+        self.piece_lost(name, piece);
         let retry = self.now + BACKEND_PAUSE;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         swarm.backend_failures = swarm.backend_failures.saturating_add(1);
         swarm.backend_retry = retry;
         if swarm.backend_failures >= BACKEND_FAILURES_MAX {
             swarm.in_backend = false;
             swarm.backend_down = true;
         }
-        self.timers.set_earlier(Timer::Fill(digest), retry);
-        self.fill_swarm(digest);
+        self.timers.set_earlier(Timer::Fill(name), retry);
+        self.fill_swarm(name);
     }
 
     /// Fetches what no peer has from the local backend, a few pieces at a time: readers' pieces first.
-    pub(super) fn fetch_from_backend(&mut self, digest: Digest) {
+    pub(super) fn fetch_from_backend(&mut self, name: BlobName) {
         let now = self.now;
         loop {
-            let Some(swarm) = self.swarms.get(&digest) else { return };
+            let Some(swarm) = self.swarms.get(name) else { return };
             if !swarm.in_backend {
                 return;
             }
@@ -444,16 +445,16 @@ impl Engine {
             let Some(piece) = blob.layout.piece(number) else { return };
             let bytes = blob.layout.len_of(piece);
             if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
-                self.hungry.insert(digest, bytes);
+                self.hungry.insert(name, bytes);
                 return;
             }
-            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
+            if let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) {
                 blob.picker.unwant(number);
                 blob.pending.insert(number, Pending::Backend { since: now });
             }
             self.buffered_bytes = self.buffered_bytes.saturating_add(bytes.into());
-            self.hold(digest, number, bytes);
-            self.out.push(Effect::FetchFromBackend { digest, piece });
+            self.hold(name, number, bytes);
+            self.wish(name, |digest| Effect::FetchFromBackend { digest, piece });
         }
     }
 }

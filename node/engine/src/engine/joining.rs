@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use shoal_types::{Bitfield, Digest, Metainfo, PeerId, Role, Roles, VouchedMetainfo};
+use shoal_types::{Bitfield, Metainfo, PeerId, Role, Roles, VouchedMetainfo};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event, LocalBlob, Opened, ReadError};
 use crate::message::{Absence, Channel, Message};
+use crate::names::BlobName;
 use crate::swarm::member::Member;
 use crate::swarm::search::Standing;
 use crate::swarm::{Blob, Swarm};
@@ -25,7 +26,9 @@ impl Engine {
         known.flow.heard = self.now;
         let to = match &message {
             Message::Join { channel, digest, wants_metainfo, probe, .. } => {
-                return self.join(peer, *channel, *digest, *wants_metainfo, *probe);
+                let (channel, digest, wants_metainfo, probe) = (*channel, *digest, *wants_metainfo, *probe);
+                let name = self.name(digest);
+                return self.join(peer, channel, name, wants_metainfo, probe);
             }
             Message::Absent { to, .. }
             | Message::Metainfo { to, .. }
@@ -37,7 +40,7 @@ impl Engine {
             | Message::Peers { to, .. }
             | Message::Leave { to } => *to,
         };
-        let Some(digest) = known.channels.get(to).copied() else {
+        let Some(name) = known.channels.get(to).copied() else {
             // We left and the message crossed that. A channel we never gave out is a lie.
             if to >= known.next_channel {
                 self.drop_peer(peer, DropReason::Protocol, None);
@@ -45,72 +48,76 @@ impl Engine {
             return;
         };
         // The answer to `Join` is `Join` or `Absent`; nothing can come before it.
-        let answered = self.their_channel(digest, &peer).is_some();
+        let answered = self.their_channel(name, &peer).is_some();
         if !answered && !matches!(message, Message::Absent { .. }) {
             return self.drop_peer(peer, DropReason::Protocol, None);
         }
         match message {
             Message::Join { .. } => {}
             Message::Absent { why, peers, .. } => {
-                self.remove_member(digest, peer, Standing::Absent(why));
-                self.peers_found(digest, None, peers);
-                self.fill_swarm(digest);
-                self.judge(digest);
+                self.remove_member(name, peer, Standing::Absent(why));
+                self.peers_found(name, None, peers);
+                self.fill_swarm(name);
+                self.judge(name);
             }
-            Message::Metainfo { metainfo, .. } => self.metainfo_received(digest, peer, *metainfo),
-            Message::Bitfield { pieces, .. } => self.bitfield(digest, peer, &pieces),
-            Message::Have { runs, .. } => self.have(digest, peer, &runs),
-            Message::Request { piece, .. } => self.requested(digest, peer, piece),
-            Message::Cancel { piece, .. } => self.cancelled(digest, peer, piece),
+            Message::Metainfo { metainfo, .. } => self.metainfo_received(name, peer, *metainfo),
+            Message::Bitfield { pieces, .. } => self.bitfield(name, peer, &pieces),
+            Message::Have { runs, .. } => self.have(name, peer, &runs),
+            Message::Request { piece, .. } => self.requested(name, peer, piece),
+            Message::Cancel { piece, .. } => self.cancelled(name, peer, piece),
             Message::Busy { piece, peers, again_millis, .. } => {
-                self.refused(digest, peer, piece, peers, again_millis);
+                self.refused(name, peer, piece, peers, again_millis);
             }
-            Message::Peers { peers, .. } => self.peers_found(digest, None, peers),
+            Message::Peers { peers, .. } => self.peers_found(name, None, peers),
             Message::Leave { .. } => {
-                self.remove_member(digest, peer, Standing::Gone);
-                self.gone(digest);
+                self.remove_member(name, peer, Standing::Gone);
+                self.gone(name);
             }
         }
     }
 
     /// The driver does not believe the metainfo a peer sent.
     pub(super) fn metainfo_refused(&mut self, peer: PeerId, channel: Channel) {
-        let Some(digest) = self.digest_of(&peer, channel) else { return };
-        self.leave_member(digest, peer, Standing::Gone);
-        self.gone(digest);
+        let Some(name) = self.blob_on(&peer, channel) else { return };
+        self.leave_member(name, peer, Standing::Gone);
+        self.gone(name);
     }
 
     /// A member less: others are looked for.
-    fn gone(&mut self, digest: Digest) {
-        self.fill_swarm(digest);
-        self.dial(digest);
-        self.judge(digest);
-        self.check_use(digest);
+    fn gone(&mut self, name: BlobName) {
+        self.fill_swarm(name);
+        self.dial(name);
+        self.judge(name);
+        self.check_use(name);
     }
 
-    fn join(&mut self, peer: PeerId, channel: Channel, digest: Digest, wants_metainfo: bool, probe: bool) {
-        let known = self.swarms.get(&digest);
+    fn join(&mut self, peer: PeerId, channel: Channel, name: BlobName, wants_metainfo: bool, probe: bool) {
+        let known = self.swarms.get(name);
         let member = known.and_then(|swarm| swarm.members.get(&peer));
         if member.is_none() {
             let crowded =
                 !probe && known.is_some_and(|swarm| swarm.members.len() >= self.room_for(swarm, &peer));
             let full = known.is_none() && self.swarms.len() >= self.config.swarms_max;
-            if crowded || full || !self.open_for(digest) || !self.add_member(digest, peer) {
-                let peers = self.hints_for(digest, peer);
+            let room = !crowded && !full;
+            if room {
+                self.open(name);
+            }
+            if !room || !self.add_member(name, peer) {
+                let peers = self.hints_for(name, peer);
                 if crowded {
-                    self.remember(digest, peer);
+                    self.remember(name, peer);
                 }
                 self.out.send(peer, Message::Absent { to: channel, why: Absence::Full, peers });
                 return;
             }
         } else if member.is_some_and(|member| member.their_channel.is_some()) {
             // It left and came back, or is confused: what was agreed before is void. Our own view of it too.
-            self.remove_member(digest, peer, Standing::Asked);
-            if !self.add_member(digest, peer) {
+            self.remove_member(name, peer, Standing::Asked);
+            if !self.add_member(name, peer) {
                 return;
             }
         }
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(member) = swarm.members.get_mut(&peer) else { return };
         member.their_channel = Some(channel);
         member.wants_metainfo = wants_metainfo;
@@ -120,9 +127,9 @@ impl Engine {
         if swarm.opening {
             return;
         }
-        self.welcome(digest, peer);
-        self.fill_swarm(digest);
-        self.judge(digest);
+        self.welcome(name, peer);
+        self.fill_swarm(name);
+        self.judge(name);
     }
 
     /// Members at which a peer that comes is sent away. An origin comes for its whole zone, and late if the link is long.
@@ -135,38 +142,39 @@ impl Engine {
         if self.roles_of(peer).contains(Role::Origin) { room.saturating_mul(2) } else { room }
     }
 
-    /// Opens a swarm that a peer asked for; `true` when it exists now.
-    fn open_for(&mut self, digest: Digest) -> bool {
-        if !self.swarms.contains_key(&digest) {
-            self.swarms.insert(digest, Swarm::new(digest, self.now));
-            self.out.push(Effect::OpenBlob { digest });
-        }
+    /// Opens a swarm unless it is there; returns whether it is new.
+    pub(super) fn open(&mut self, name: BlobName) -> bool {
+        let Some(digest) = self.names.digest(name).filter(|_| !self.swarms.contains(name)) else {
+            return false;
+        };
+        self.swarms.insert(name, Swarm::new(name, digest, self.now));
+        self.out.push(Effect::OpenBlob { digest });
         true
     }
 
     /// Answers a peer's `Join` once the local store has answered. Who was asked names others to who came, and who came to
     /// others: the other way round as well, most would hear of the same ones twice.
-    fn welcome(&mut self, digest: Digest, peer: PeerId) {
+    fn welcome(&mut self, name: BlobName, peer: PeerId) {
         let came = self
             .swarms
-            .get(&digest)
+            .get(name)
             .and_then(|swarm| swarm.members.get(&peer))
             .is_some_and(|member| !member.join_sent && !member.probe);
-        self.send_join(digest, peer);
+        self.send_join(name, peer);
         if came {
-            let peers = self.hints_for(digest, peer);
-            if let (false, Some(to)) = (peers.is_empty(), self.their_channel(digest, &peer)) {
+            let peers = self.hints_for(name, peer);
+            if let (false, Some(to)) = (peers.is_empty(), self.their_channel(name, &peer)) {
                 self.out.send(peer, Message::Peers { to, peers });
             }
-            self.introduce(digest, peer);
+            self.introduce(name, peer);
         }
-        self.share(digest, peer);
+        self.share(name, peer);
     }
 
     /// Says `Join` unless it was said.
-    pub(super) fn send_join(&mut self, digest: Digest, peer: PeerId) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let probe = swarm.is_probe();
+    pub(super) fn send_join(&mut self, name: BlobName, peer: PeerId) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
+        let (digest, probe) = (swarm.digest, swarm.is_probe());
         // Of a live one more is wanted.
         let wants_metainfo = swarm.blob.as_ref().is_none_or(|blob| !blob.metainfo.is_whole());
         let Some(member) = swarm.members.get_mut(&peer) else { return };
@@ -178,8 +186,8 @@ impl Engine {
     }
 
     /// Sends metainfo and bitfield where they are due.
-    fn share(&mut self, digest: Digest, peer: PeerId) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    fn share(&mut self, name: BlobName, peer: PeerId) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let (Some(blob), Some(member)) = (&swarm.blob, swarm.members.get_mut(&peer)) else { return };
         let Some(to) = member.their_channel.filter(|_| member.join_sent) else { return };
         let ours = blob.metainfo.known_pieces();
@@ -202,38 +210,39 @@ impl Engine {
         }
     }
 
-    fn share_with_all(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    fn share_with_all(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let members: Vec<PeerId> = swarm.members.keys().copied().collect();
         for peer in members {
-            self.share(digest, peer);
+            self.share(name, peer);
         }
     }
 
-    pub(super) fn blob_opened(&mut self, digest: Digest, opened: Opened) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn blob_opened(&mut self, name: BlobName, opened: Opened) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         if !swarm.opening {
             return;
         }
         swarm.opening = false;
+        let digest = swarm.digest;
         self.out.report(Event::SwarmStarted { digest });
         match opened {
-            Opened::Here(local) => self.opened_here(digest, local),
+            Opened::Here(local) => self.opened_here(name, local),
             Opened::Absent { owner, backend_down } => {
                 swarm.owner = owner;
                 swarm.backend_down = backend_down;
                 if swarm.readers.is_empty() && !owner && swarm.blob.is_none() {
-                    return self.end_swarm(digest, Some(Absence::NotHere));
+                    return self.end_swarm(name, Some(Absence::NotHere));
                 }
                 if let Some(blob) = &swarm.blob {
                     // The metainfo came while the store was looking.
                     let (metainfo, vouched) = (blob.metainfo.clone(), blob.vouched.clone());
                     self.out.push(Effect::CreateBlob { metainfo, vouched });
-                    self.finish_if_whole(digest);
+                    self.finish_if_whole(name);
                 }
             }
         }
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(swarm) = self.swarms.get(name) else { return };
         let askers: Vec<PeerId> = swarm
             .members
             .iter()
@@ -241,24 +250,26 @@ impl Engine {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in askers {
-            self.welcome(digest, peer);
+            self.welcome(name, peer);
         }
-        self.start_readers(digest);
-        if self.swarms.get(&digest).is_some_and(|swarm| {
+        self.start_readers(name);
+        if self.swarms.get(name).is_some_and(|swarm| {
             swarm.blob.is_none() || swarm.wants_payload(self.now, self.config.linger) && !swarm.in_backend
         }) {
-            self.search(digest);
+            self.search(name);
         }
-        self.fill_swarm(digest);
-        self.check_use(digest);
+        self.fill_swarm(name);
+        self.check_use(name);
     }
 
-    fn opened_here(&mut self, digest: Digest, local: LocalBlob) {
+    fn opened_here(&mut self, name: BlobName, local: LocalBlob) {
         let LocalBlob { metainfo, vouched, mut pieces, complete, in_backend } = local;
-        if metainfo.digest() != digest || pieces.len() != metainfo.layout().piece_count() {
+        if self.names.digest(name) != Some(metainfo.digest())
+            || pieces.len() != metainfo.layout().piece_count()
+        {
             return;
         }
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         // Pieces may have been verified since the store looked: nothing would tell of them again.
         if let Some(blob) = swarm.blob.as_ref().filter(|blob| blob.layout == metainfo.layout()) {
             pieces.union_with(&blob.have);
@@ -279,44 +290,46 @@ impl Engine {
         swarm.blob = Some(Blob::new(metainfo, vouched, pieces, complete, &mut self.random, self.now));
         if (held || in_backend) && !swarm.provided {
             swarm.provided = true;
-            self.out.push(Effect::Provide { digest });
+            self.wish(name, |digest| Effect::Provide { digest });
         }
-        self.finish_if_whole(digest);
+        self.finish_if_whole(name);
     }
 
-    fn metainfo_received(&mut self, digest: Digest, peer: PeerId, vouched: VouchedMetainfo) {
-        if vouched.value().digest() != digest {
+    fn metainfo_received(&mut self, name: BlobName, peer: PeerId, vouched: VouchedMetainfo) {
+        let digest = vouched.value().digest();
+        if self.names.digest(name) != Some(digest) {
             return self.drop_peer(peer, DropReason::Protocol, None);
         }
         if self.bad_signers.contains(&(digest, vouched.metainfo.signer())) {
-            return self.leave_member(digest, peer, Standing::Gone);
+            return self.leave_member(name, peer, Standing::Gone);
         }
-        if let Some(member) = self.member_mut(digest, &peer) {
+        if let Some(member) = self.member_mut(name, &peer) {
             member.knows_metainfo = true;
             member.hashes_known = member.hashes_known.max(Some(vouched.value().known_pieces()));
         }
         let metainfo = Arc::new(vouched.value().clone());
-        self.metainfo_learned(digest, metainfo, Some(Arc::new(vouched)), Some(peer));
+        self.metainfo_learned(name, metainfo, Some(Arc::new(vouched)), Some(peer));
     }
 
     /// Metainfo from a peer or the driver. One that contradicts what we work with is not followed.
     pub(super) fn metainfo_learned(
         &mut self,
-        digest: Digest,
+        name: BlobName,
         metainfo: Arc<Metainfo>,
         vouched: Option<Arc<VouchedMetainfo>>,
         from: Option<PeerId>,
     ) {
+        let digest = metainfo.digest();
         if vouched.as_ref().is_some_and(|v| self.bad_signers.contains(&(digest, v.metainfo.signer()))) {
             return;
         }
-        if from.is_none() && !self.swarms.contains_key(&digest) {
+        if from.is_none() && !self.swarms.contains(name) {
             if self.swarms.len() >= self.config.swarms_max {
                 return;
             }
-            self.open_for(digest);
+            self.open(name);
         }
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         if let Some(blob) = &mut swarm.blob {
             if blob.metainfo == metainfo {
                 // The driver's own word replaces what a peer said: that signer may have been revoked meanwhile.
@@ -332,7 +345,7 @@ impl Engine {
                 }
             } else if !blob.metainfo.extends(&metainfo) {
                 if let Some(peer) = from {
-                    self.leave_member(digest, peer, Standing::Gone);
+                    self.leave_member(name, peer, Standing::Gone);
                 }
                 return;
             }
@@ -343,22 +356,22 @@ impl Engine {
                 self.out.push(Effect::CreateBlob { metainfo: metainfo.clone(), vouched: vouched.clone() });
             }
             swarm.blob = Some(Blob::new(metainfo, vouched, have, false, &mut self.random, self.now));
-            self.out.report(Event::MetainfoReceived { digest, size });
+            self.report(name, |digest| Event::MetainfoReceived { digest, size });
         }
-        if self.swarms.get(&digest).is_some_and(|swarm| swarm.opening) {
+        if self.swarms.get(name).is_some_and(|swarm| swarm.opening) {
             return;
         }
-        self.refresh_zone(digest);
-        self.share_with_all(digest);
-        self.start_readers(digest);
-        self.finish_if_whole(digest);
-        self.fill_swarm(digest);
-        self.judge(digest);
-        self.check_use(digest);
+        self.refresh_zone(name);
+        self.share_with_all(name);
+        self.start_readers(name);
+        self.finish_if_whole(name);
+        self.fill_swarm(name);
+        self.judge(name);
+        self.check_use(name);
     }
 
-    fn bitfield(&mut self, digest: Digest, peer: PeerId, bytes: &[u8]) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    fn bitfield(&mut self, name: BlobName, peer: PeerId, bytes: &[u8]) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else {
             // Only a peer whose metainfo we are told to have may send one.
             return self.drop_peer(peer, DropReason::Protocol, None);
@@ -380,16 +393,16 @@ impl Engine {
         }
         swarm.pieces_changed();
         swarm.search.set_standing(&peer, Standing::Asked);
-        self.share(digest, peer);
-        self.refresh_zone(digest);
-        self.part_seeders(digest, peer);
-        self.fill_swarm(digest);
-        self.judge(digest);
+        self.share(name, peer);
+        self.refresh_zone(name);
+        self.part_seeders(name, peer);
+        self.fill_swarm(name);
+        self.judge(name);
     }
 
-    fn have(&mut self, digest: Digest, peer: PeerId, runs: &[(u32, u32)]) {
+    fn have(&mut self, name: BlobName, peer: PeerId, runs: &[(u32, u32)]) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let (Some(blob), Some(member)) = (&mut swarm.blob, swarm.members.get_mut(&peer)) else { return };
         let Some(pieces) = &mut member.pieces else {
             return self.drop_peer(peer, DropReason::Protocol, None);
@@ -436,34 +449,34 @@ impl Engine {
             if let Some(candidate) = swarm.search.candidates.get_mut(&peer) {
                 candidate.hint.complete = true;
             }
-            self.refresh_zone(digest);
-            self.part_seeders(digest, peer);
+            self.refresh_zone(name);
+            self.part_seeders(name, peer);
         }
-        self.fill_member(digest, peer);
-        self.judge(digest);
+        self.fill_member(name, peer);
+        self.judge(name);
     }
 
     /// Two seeders have nothing to say to each other.
-    pub(super) fn part_seeders(&mut self, digest: Digest, peer: PeerId) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn part_seeders(&mut self, name: BlobName, peer: PeerId) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let both = swarm.is_complete()
             && swarm.members.get(&peer).is_some_and(|member| member.is_joined() && member.is_complete());
         if both {
-            self.leave_member(digest, peer, Standing::Gone);
-            self.check_use(digest);
+            self.leave_member(name, peer, Standing::Gone);
+            self.check_use(name);
         }
     }
 
     /// Gives a connected peer a channel; `false` when it has too many.
-    pub(super) fn add_member(&mut self, digest: Digest, peer: PeerId) -> bool {
+    pub(super) fn add_member(&mut self, name: BlobName, peer: PeerId) -> bool {
         let Some(known) = self.peers.get_mut(&peer) else { return false };
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+        let Some(swarm) = self.swarms.get_mut(name) else { return false };
         if known.dropped || known.channels.len() >= self.config.channels_per_peer_max {
             return false;
         }
         let Some(next) = known.next_channel.checked_add(1) else { return false };
         let channel = std::mem::replace(&mut known.next_channel, next);
-        known.channels.insert(channel, digest);
+        known.channels.insert(channel, name);
         self.timers.cancel(Timer::Idle(peer));
         let same_zone = known.zone == self.zone;
         let origin = known.roles.contains(Role::Origin);
@@ -472,16 +485,16 @@ impl Engine {
     }
 
     /// Says `Leave` and forgets a member.
-    pub(super) fn leave_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
-        if let Some(to) = self.their_channel(digest, &peer) {
+    pub(super) fn leave_member(&mut self, name: BlobName, peer: PeerId, standing: Standing) {
+        if let Some(to) = self.their_channel(name, &peer) {
             self.out.send(peer, Message::Leave { to });
         }
-        self.remove_member(digest, peer, standing);
+        self.remove_member(name, peer, standing);
     }
 
     /// Forgets a member: what was asked of it is wanted again.
-    pub(super) fn remove_member(&mut self, digest: Digest, peer: PeerId, standing: Standing) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn remove_member(&mut self, name: BlobName, peer: PeerId, standing: Standing) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         swarm.search.set_standing(&peer, standing);
         let fetching = swarm.is_fetching();
         let Some(mut member) = swarm.take_member(&peer) else { return };
@@ -491,24 +504,24 @@ impl Engine {
             forget_pieces(blob, &mut member);
         }
         for (piece, outstanding) in std::mem::take(&mut member.outstanding).into_iter() {
-            self.request_ended(digest, peer, channel, piece, &outstanding);
+            self.request_ended(name, peer, channel, piece, &outstanding);
         }
-        self.uploads.leave(&peer, digest);
+        self.uploads.leave(&peer, name);
         if let Some(known) = self.peers.get_mut(&peer) {
             known.channels.remove(channel);
         }
-        self.refresh_zone(digest);
+        self.refresh_zone(name);
         self.note_idle(peer);
     }
 
     /// Ends a swarm. Peers that asked are told why when there is a reason, and that we leave otherwise.
-    pub(super) fn end_swarm(&mut self, digest: Digest, why: Option<Absence>) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn end_swarm(&mut self, name: BlobName, why: Option<Absence>) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let members: Vec<PeerId> = swarm.members.keys().copied().collect();
         let fetching = self.fetching;
         for peer in members {
-            let to = self.their_channel(digest, &peer);
-            self.remove_member(digest, peer, Standing::Gone);
+            let to = self.their_channel(name, &peer);
+            self.remove_member(name, peer, Standing::Gone);
             match (to, why) {
                 (Some(to), Some(why)) => {
                     self.out.send(peer, Message::Absent { to, why, peers: Vec::new() });
@@ -517,37 +530,37 @@ impl Engine {
                 (None, _) => {}
             }
         }
-        self.fail_readers(digest, &ReadError::Unavailable);
-        self.swarms.swap_remove(&digest);
+        self.fail_readers(name, &ReadError::Unavailable);
+        self.swarms.remove(name);
         for waiting in self.dialing.values_mut() {
-            waiting.remove(&digest);
+            waiting.remove(&name);
         }
-        self.hungry.remove(&digest);
+        self.hungry.remove(&name);
         for timer in [
-            Timer::Haves(digest),
-            Timer::FarHaves(digest),
-            Timer::Search(digest),
-            Timer::Fill(digest),
-            Timer::Linger(digest),
+            Timer::Haves(name),
+            Timer::FarHaves(name),
+            Timer::Search(name),
+            Timer::Fill(name),
+            Timer::Linger(name),
         ] {
             self.timers.cancel(timer);
         }
-        self.out.report(Event::SwarmEnded { digest });
+        self.report(name, |digest| Event::SwarmEnded { digest });
         if self.fetching < fetching {
             self.fill_fetching();
         }
     }
 
-    pub(super) fn member_mut(&mut self, digest: Digest, peer: &PeerId) -> Option<&mut Member> {
-        self.swarms.get_mut(&digest)?.members.get_mut(peer)
+    pub(super) fn member_mut(&mut self, name: BlobName, peer: &PeerId) -> Option<&mut Member> {
+        self.swarms.get_mut(name)?.members.get_mut(peer)
     }
 
-    pub(super) fn blob_mut(&mut self, digest: Digest) -> Option<&mut Blob> {
-        self.swarms.get_mut(&digest)?.blob.as_mut()
+    pub(super) fn blob_mut(&mut self, name: BlobName) -> Option<&mut Blob> {
+        self.swarms.get_mut(name)?.blob.as_mut()
     }
 
-    pub(super) fn their_channel(&self, digest: Digest, peer: &PeerId) -> Option<Channel> {
-        self.swarms.get(&digest)?.members.get(peer)?.their_channel
+    pub(super) fn their_channel(&self, name: BlobName, peer: &PeerId) -> Option<Channel> {
+        self.swarms.get(name)?.members.get(peer)?.their_channel
     }
 
     /// The roles in a connected peer's credential.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp};
+use shoal_types::{PeerId, PieceIndex, Role, Timestamp};
 
 use super::Engine;
 use crate::io::ReaderWant;
 use crate::message::Absence;
+use crate::names::BlobName;
 use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Standing};
 use crate::swarm::zones::Importer;
@@ -275,8 +276,8 @@ impl Engine {
 
     /// Looks anew at who of the zone takes part, after somebody came, went or became a seeder. It matters while there is
     /// somebody elsewhere to import from: whoever comes is not asked for anything before this was called.
-    pub(super) fn refresh_zone(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn refresh_zone(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         if swarm.is_complete() || !swarm.has_foreign_members() {
             return;
         }
@@ -301,7 +302,8 @@ impl Engine {
         importers.sort_unstable_by_key(|importer| (!importer.origin, importer.peer));
         importers.truncate(IMPORTERS_MAX);
         let local = Importer { origin: self.roles.contains(Role::Origin), peer: self.local };
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
+        let digest = swarm.digest;
         let Some(blob) = &mut swarm.blob else { return };
         blob.zone_leechers = importers.len();
         blob.zone_source = source;

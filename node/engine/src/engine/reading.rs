@@ -1,51 +1,45 @@
 //! Local readers, and how a blob ends.
 
-use shoal_types::{Digest, PeerId};
+use shoal_types::PeerId;
 
 use super::{BAD_SIGNERS_MAX, Engine};
 use crate::io::{Effect, Event, ReadError, ReaderId, ReaderWant};
 use crate::message::Absence;
-use crate::swarm::Swarm;
+use crate::names::BlobName;
 use crate::swarm::readers::Reader;
 use crate::timers::Timer;
 
 impl Engine {
-    pub(super) fn reader_opened(&mut self, reader: ReaderId, digest: Digest, want: ReaderWant) {
+    pub(super) fn reader_opened(&mut self, reader: ReaderId, name: BlobName, want: ReaderWant) {
         if self.readers.contains_key(&reader) {
             return;
         }
-        if !self.swarms.contains_key(&digest)
-            && self.swarms.len() >= self.config.swarms_max
-            && !self.evict_swarm()
-        {
+        if !self.swarms.contains(name) && self.swarms.len() >= self.config.swarms_max && !self.evict_swarm() {
             return self.out.push(Effect::ReaderFailed { reader, why: ReadError::Busy });
         }
-        self.readers.insert(reader, digest);
         let now = self.now;
-        let fresh = !self.swarms.contains_key(&digest);
-        let Some(swarm) = self.swarms.get_or_insert_with(digest, || Swarm::new(digest, now)) else { return };
+        let fresh = self.open(name);
+        self.readers.insert(reader, name);
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         swarm.readers.insert(reader, Reader::new(want, now));
         swarm.unread_since = None;
-        self.timers.cancel(Timer::Linger(digest));
-        if fresh {
-            return self.out.push(Effect::OpenBlob { digest });
-        }
-        if swarm.opening {
+        self.timers.cancel(Timer::Linger(name));
+        if fresh || swarm.opening {
             return;
         }
-        self.start_readers(digest);
-        let searching = self.swarms.get(&digest).is_some_and(|swarm| {
+        self.start_readers(name);
+        let searching = self.swarms.get(name).is_some_and(|swarm| {
             swarm.blob.is_none() || (!swarm.is_complete() && !swarm.in_backend && swarm.members.is_empty())
         });
         if searching {
-            self.search(digest);
+            self.search(name);
         }
-        self.fill_swarm(digest);
+        self.fill_swarm(name);
     }
 
     pub(super) fn reader_moved(&mut self, reader: ReaderId, offset: u64) {
-        let Some(digest) = self.readers.get(&reader).copied() else { return };
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(name) = self.readers.get(&reader).copied() else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let layout = swarm.blob.as_ref().map(|blob| blob.layout);
         let window_bytes = self.config.reader_window_bytes;
         let mut changed = false;
@@ -55,28 +49,28 @@ impl Engine {
             reader.moved(offset, layout.as_ref());
             changed = before != window(reader);
         }
-        self.advance_readers(digest);
+        self.advance_readers(name);
         // A reader that keeps up with what arrives moves with every piece, and asks for nothing new by that.
         if changed {
-            self.fill_swarm(digest);
+            self.fill_swarm(name);
         }
     }
 
     pub(super) fn reader_closed(&mut self, reader: ReaderId) {
-        let Some(digest) = self.readers.remove(&reader) else { return };
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(name) = self.readers.remove(&reader) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let closed = swarm.readers.remove(&reader);
         let payload = closed.is_some_and(|reader| reader.want != ReaderWant::Metainfo);
         if swarm.readers.is_empty() && payload {
             swarm.unread_since = Some(self.now);
         }
-        self.check_use(digest);
+        self.check_use(name);
     }
 
     /// Tells readers the metainfo, and at once how far they can read.
-    pub(super) fn start_readers(&mut self, digest: Digest) {
+    pub(super) fn start_readers(&mut self, name: BlobName) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &swarm.blob else { return };
         let mut beyond = Vec::new();
         for (id, reader) in swarm.readers.iter_mut().filter(|(_, reader)| !reader.started) {
@@ -93,12 +87,12 @@ impl Engine {
             self.readers.remove(&reader);
             self.out.push(Effect::ReaderFailed { reader, why: ReadError::Range { size } });
         }
-        self.advance_readers(digest);
+        self.advance_readers(name);
     }
 
-    pub(super) fn advance_readers(&mut self, digest: Digest) {
+    pub(super) fn advance_readers(&mut self, name: BlobName) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &swarm.blob else { return };
         for (id, reader) in &mut swarm.readers {
             let told = reader.advance(now, &blob.layout, &blob.have, blob.complete);
@@ -111,8 +105,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn fail_readers(&mut self, digest: Digest, why: &ReadError) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn fail_readers(&mut self, name: BlobName, why: &ReadError) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         for (reader, state) in std::mem::take(&mut swarm.readers) {
             self.readers.remove(&reader);
             if !state.done {
@@ -121,17 +115,17 @@ impl Engine {
         }
     }
 
-    pub(super) fn finish_if_whole(&mut self, digest: Digest) {
-        let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) else { return };
+    pub(super) fn finish_if_whole(&mut self, name: BlobName) {
+        let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) else { return };
         if blob.have.is_full() && !blob.complete && !blob.finishing {
             blob.finishing = true;
-            self.out.push(Effect::FinishBlob { digest });
+            self.wish(name, |digest| Effect::FinishBlob { digest });
         }
     }
 
-    pub(super) fn blob_finished(&mut self, digest: Digest) {
+    pub(super) fn blob_finished(&mut self, name: BlobName) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         if blob.complete || !blob.have.is_full() {
             return;
@@ -143,21 +137,22 @@ impl Engine {
         let provide = !std::mem::replace(&mut swarm.provided, true);
         let members: Vec<PeerId> = swarm.members.keys().copied().collect();
         if provide {
-            self.out.push(Effect::Provide { digest });
+            self.wish(name, |digest| Effect::Provide { digest });
         }
-        self.out.report(Event::BlobCompleted { digest, size, took });
-        self.end_search(digest);
-        self.flush_haves(digest);
-        self.advance_readers(digest);
+        self.report(name, |digest| Event::BlobCompleted { digest, size, took });
+        self.end_search(name);
+        self.flush_haves(name);
+        self.advance_readers(name);
         for peer in members {
-            self.part_seeders(digest, peer);
+            self.part_seeders(name, peer);
         }
-        self.check_use(digest);
+        self.check_use(name);
         self.fill_fetching();
     }
 
-    pub(super) fn blob_corrupt(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn blob_corrupt(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
+        let digest = swarm.digest;
         let signer = swarm
             .blob
             .as_ref()
@@ -169,38 +164,38 @@ impl Engine {
             }
             self.bad_signers.insert((digest, signer));
         }
-        self.out.report(Event::BlobFailed { digest, why: ReadError::Corrupt });
-        self.fail_readers(digest, &ReadError::Corrupt);
-        self.end_swarm(digest, None);
+        self.report(name, |digest| Event::BlobFailed { digest, why: ReadError::Corrupt });
+        self.fail_readers(name, &ReadError::Corrupt);
+        self.end_swarm(name, None);
     }
 
-    pub(super) fn blob_removed(&mut self, digest: Digest) {
-        self.fail_readers(digest, &ReadError::NotFound);
-        self.end_swarm(digest, None);
+    pub(super) fn blob_removed(&mut self, name: BlobName) {
+        self.fail_readers(name, &ReadError::NotFound);
+        self.end_swarm(name, None);
     }
 
     /// Ends a swarm that serves nobody, and lets one that nobody uses age.
-    pub(super) fn check_use(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn check_use(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         if !swarm.readers.is_empty() || swarm.opening {
-            return self.timers.cancel(Timer::Linger(digest));
+            return self.timers.cancel(Timer::Linger(name));
         }
         if swarm.blob.is_none() && !swarm.owner {
-            return self.end_swarm(digest, Some(Absence::NotHere));
+            return self.end_swarm(name, Some(Absence::NotHere));
         }
-        if !self.timers.is_set(Timer::Linger(digest)) {
-            self.timers.set(Timer::Linger(digest), self.now + self.config.linger);
+        if !self.timers.is_set(Timer::Linger(name)) {
+            self.timers.set(Timer::Linger(name), self.now + self.config.linger);
         }
     }
 
-    pub(super) fn linger_over(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn linger_over(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         if !swarm.readers.is_empty() {
             return;
         }
         swarm.unread_since = None;
         if swarm.members.is_empty() {
-            return self.end_swarm(digest, None);
+            return self.end_swarm(name, None);
         }
         let stale: Vec<(PeerId, u32)> = swarm
             .members
@@ -209,9 +204,9 @@ impl Engine {
             .flat_map(|(peer, member)| member.outstanding.iter().map(|(number, _)| (*peer, number)))
             .collect();
         for (peer, number) in stale {
-            self.withdraw(digest, peer, number);
+            self.withdraw(name, peer, number);
         }
-        self.timers.set(Timer::Linger(digest), self.now + self.config.linger);
+        self.timers.set(Timer::Linger(name), self.now + self.config.linger);
     }
 
     /// Drops one swarm that nobody uses to make room; `false` when all are in use.
@@ -221,9 +216,9 @@ impl Engine {
             .values()
             .filter(|swarm| swarm.readers.is_empty() && swarm.members.is_empty() && !swarm.opening)
             .min_by_key(|swarm| (swarm.unread_since, swarm.digest))
-            .map(|swarm| swarm.digest);
-        let Some(digest) = idle else { return false };
-        self.end_swarm(digest, None);
+            .map(|swarm| swarm.name);
+        let Some(name) = idle else { return false };
+        self.end_swarm(name, None);
         true
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, Timestamp};
+use shoal_types::{PeerId, Timestamp};
 
 use super::Engine;
 use super::asking::HELD_BACK_TICK;
 use crate::io::{Effect, Event, LookupSource, ReadError};
 use crate::message::{Absence, HINTS_MAX, Message, PeerHint};
+use crate::names::BlobName;
 use crate::swarm::member::Member;
 use crate::swarm::search::{Candidate, Lookup, Standing, Verdict};
 use crate::swarm::{Blob, Swarm};
@@ -25,20 +26,20 @@ const RETRY_DOUBLINGS_MAX: u32 = 3;
 
 impl Engine {
     /// Starts a search unless one is under way.
-    pub(super) fn search(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn search(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         if swarm.search.since.is_some() || swarm.opening {
             return;
         }
         swarm.search.since = Some(self.now);
         swarm.search.round = 0;
-        self.search_round(digest);
+        self.search_round(name);
     }
 
-    fn search_round(&mut self, digest: Digest) {
+    fn search_round(&mut self, name: BlobName) {
         let jitter = self.random.jitter();
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
-        let search = &mut swarm.search;
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
+        let (digest, search) = (swarm.digest, &mut swarm.search);
         if search.round > 0 {
             search.forgive();
         }
@@ -53,28 +54,28 @@ impl Engine {
                 self.out.push(Effect::Lookup { digest, source });
             }
         }
-        self.timers.set(Timer::Search(digest), self.now + SEARCH_TICK);
-        self.dial(digest);
+        self.timers.set(Timer::Search(name), self.now + SEARCH_TICK);
+        self.dial(name);
     }
 
-    pub(super) fn search_tick(&mut self, digest: Digest) {
-        self.dial(digest);
-        self.judge(digest);
-        if let Some(swarm) = self.swarms.get(&digest)
+    pub(super) fn search_tick(&mut self, name: BlobName) {
+        self.dial(name);
+        self.judge(name);
+        if let Some(swarm) = self.swarms.get(name)
             && swarm.search.since.is_some()
         {
-            self.timers.set_earlier(Timer::Search(digest), self.now + SEARCH_TICK);
+            self.timers.set_earlier(Timer::Search(name), self.now + SEARCH_TICK);
         }
     }
 
-    pub(super) fn lookup_finished(&mut self, digest: Digest, source: LookupSource) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn lookup_finished(&mut self, name: BlobName, source: LookupSource) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         *swarm.search.lookup_mut(source) = Lookup::Ended;
-        self.judge(digest);
+        self.judge(name);
     }
 
-    pub(super) fn peers_found(&mut self, digest: Digest, source: Option<LookupSource>, peers: Vec<PeerHint>) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn peers_found(&mut self, name: BlobName, source: Option<LookupSource>, peers: Vec<PeerHint>) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let owner = source == Some(LookupSource::Owners);
         for hint in peers.into_iter().take(HINTS_MAX) {
             if hint.peer == self.local {
@@ -108,17 +109,17 @@ impl Engine {
             swarm.add_candidate(Candidate::new(hint, owner, standing, self.now));
         }
         if owner {
-            self.refresh_zone(digest);
+            self.refresh_zone(name);
         }
-        self.dial(digest);
-        self.judge(digest);
+        self.dial(name);
+        self.judge(name);
     }
 
     /// A seeder that a crowd came to, and whose wire has room for more of it than it took in at first, asks some of those that
     /// it turned away: a few for each piece it sends, so that it sees what they do to its wire before it asks more.
-    pub(super) fn invite(&mut self, digest: Digest) {
+    pub(super) fn invite(&mut self, name: BlobName) {
         for _ in 0..INVITATIONS {
-            let Some(swarm) = self.swarms.get(&digest) else { return };
+            let Some(swarm) = self.swarms.get(name) else { return };
             let crowd = self.config.peers_per_swarm_inbound_max..self.uploads.seed_room(&self.config);
             if !swarm.is_complete() || !crowd.contains(&swarm.members.len()) {
                 return;
@@ -131,13 +132,13 @@ impl Engine {
             let later = candidates.iter().skip(skipped).find(turned_away);
             let Some((peer, _)) = later.or_else(|| candidates.iter().find(turned_away)) else { return };
             let peer = *peer;
-            self.reach(digest, peer);
+            self.reach(name, peer);
         }
     }
 
     /// Asks candidates until the swarm has the peers it looks for.
-    pub(super) fn dial(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn dial(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         if swarm.opening
             || !(swarm.wants_payload(self.now, self.config.linger) || swarm.search.since.is_some())
         {
@@ -179,10 +180,10 @@ impl Engine {
             if room == 0 && abroad == 0 {
                 break;
             }
-            if !known && !self.peers.contains_key(&peer) && self.awaits_fellows(digest, &peer) {
+            if !known && !self.peers.contains_key(&peer) && self.awaits_fellows(name, &peer) {
                 continue;
             }
-            if (room > 0 || !same_zone) && self.reach(digest, peer) {
+            if (room > 0 || !same_zone) && self.reach(name, peer) {
                 room = room.saturating_sub(1);
                 abroad = abroad.saturating_sub(usize::from(!same_zone));
             }
@@ -191,8 +192,8 @@ impl Engine {
 
     /// Whether enough other owners of the same zone were asked just now, and have not said that they lack the metainfo. All of them
     /// are more than a download needs to begin with, and each has to open a connection to everybody in a crowd first.
-    fn awaits_fellows(&self, digest: Digest, owner: &PeerId) -> bool {
-        let Some(swarm) = self.swarms.get(&digest) else { return false };
+    fn awaits_fellows(&self, name: BlobName, owner: &PeerId) -> bool {
+        let Some(swarm) = self.swarms.get(name) else { return false };
         let candidates = &swarm.search.candidates;
         let zone = candidates.get(owner).map(|candidate| &candidate.hint.zone);
         let fellows = candidates.iter().filter(|(peer, candidate)| {
@@ -249,20 +250,20 @@ impl Engine {
     }
 
     /// Asks a connected peer or dials it; `false` when it cannot be reached.
-    fn reach(&mut self, digest: Digest, peer: PeerId) -> bool {
-        if let Some(swarm) = self.swarms.get_mut(&digest)
+    fn reach(&mut self, name: BlobName, peer: PeerId) -> bool {
+        if let Some(swarm) = self.swarms.get_mut(name)
             && let Some(candidate) = swarm.search.candidates.get_mut(&peer)
         {
             candidate.tried = self.now;
         }
         if self.peers.get(&peer).is_some_and(|known| !known.dropped) {
-            return self.ask(digest, peer);
+            return self.ask(name, peer);
         }
         let full = self.peers.len().saturating_add(self.dialing.len()) >= self.config.connections_max;
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+        let Some(swarm) = self.swarms.get_mut(name) else { return false };
         let Some(candidate) = swarm.search.candidates.get_mut(&peer) else { return false };
         if let Some(waiting) = self.dialing.get_mut(&peer) {
-            waiting.insert(digest);
+            waiting.insert(name);
             candidate.standing = Standing::Dialing;
             return true;
         }
@@ -273,26 +274,26 @@ impl Engine {
         candidate.standing = Standing::Dialing;
         let endpoints = candidate.hint.endpoints.clone();
         if let Some(waiting) = self.dialing.get_or_insert_with(peer, BTreeSet::new) {
-            waiting.insert(digest);
+            waiting.insert(name);
         }
         self.out.push(Effect::Connect { peer, endpoints });
         true
     }
 
     /// Asks a connected peer to share a blob.
-    pub(super) fn ask(&mut self, digest: Digest, peer: PeerId) -> bool {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return false };
+    pub(super) fn ask(&mut self, name: BlobName, peer: PeerId) -> bool {
+        let Some(swarm) = self.swarms.get_mut(name) else { return false };
         swarm.search.set_standing(&peer, Standing::Asked);
         if swarm.members.contains_key(&peer) {
             return true;
         }
-        if !self.add_member(digest, peer) {
-            if let Some(swarm) = self.swarms.get_mut(&digest) {
+        if !self.add_member(name, peer) {
+            if let Some(swarm) = self.swarms.get_mut(name) {
                 swarm.search.set_standing(&peer, Standing::Gone);
             }
             return false;
         }
-        self.send_join(digest, peer);
+        self.send_join(name, peer);
         true
     }
 
@@ -314,11 +315,11 @@ impl Engine {
     }
 
     /// Looks whether a search has found something, or is over.
-    pub(super) fn judge(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn judge(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get(name) else { return };
         let Some(since) = swarm.search.since else { return };
         if self.has_found(swarm) {
-            return self.end_search(digest);
+            return self.end_search(name);
         }
         let open = swarm.search.is_open(|peer, candidate| self.is_pending(swarm, peer, candidate.owner));
         let exhausted = self.now.saturating_since(since) >= self.config.search_patience;
@@ -331,11 +332,11 @@ impl Engine {
             if open || swarm.blob.is_some() { Verdict::Unavailable } else { swarm.search.verdict(own) };
         let awaited = swarm.is_awaited();
         match verdict {
-            Verdict::NotFound => self.give_up(digest, ReadError::NotFound),
-            Verdict::Unavailable if exhausted || !awaited => self.give_up(digest, ReadError::Unavailable),
-            Verdict::Unavailable if self.now >= swarm.search.next_round => self.search_round(digest),
+            Verdict::NotFound => self.give_up(name, ReadError::NotFound),
+            Verdict::Unavailable if exhausted || !awaited => self.give_up(name, ReadError::Unavailable),
+            Verdict::Unavailable if self.now >= swarm.search.next_round => self.search_round(name),
             Verdict::Unavailable => {
-                self.timers.set_earlier(Timer::Search(digest), swarm.search.next_round);
+                self.timers.set_earlier(Timer::Search(name), swarm.search.next_round);
             }
         }
     }
@@ -350,20 +351,20 @@ impl Engine {
             || blob.picker.wanted() == 0
     }
 
-    pub(super) fn end_search(&mut self, digest: Digest) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn end_search(&mut self, name: BlobName) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         swarm.search.since = None;
         swarm.starved = None;
-        self.timers.cancel(Timer::Search(digest));
+        self.timers.cancel(Timer::Search(name));
     }
 
     /// The search is over, and nobody has it.
-    fn give_up(&mut self, digest: Digest, why: ReadError) {
-        self.end_search(digest);
-        self.out.report(Event::BlobFailed { digest, why: why.clone() });
-        self.fail_readers(digest, &why);
+    fn give_up(&mut self, name: BlobName, why: ReadError) {
+        self.end_search(name);
+        self.report(name, |digest| Event::BlobFailed { digest, why: why.clone() });
+        self.fail_readers(name, &why);
         let pause = self.config.search_retry.saturating_mul(1 << RETRY_DOUBLINGS_MAX);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         swarm.unread_since = None;
         swarm.search.next_round = self.now + pause;
         if swarm.blob.is_none() {
@@ -372,14 +373,14 @@ impl Engine {
                 (true, true) => Absence::BackendDown,
                 (false, _) => Absence::NotHere,
             };
-            self.end_swarm(digest, Some(answer));
+            self.end_swarm(name, Some(answer));
         }
     }
 
     /// A download that nobody can go on with searches, after a moment in which haves may come.
-    pub(super) fn check_starved(&mut self, digest: Digest) {
+    pub(super) fn check_starved(&mut self, name: BlobName) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(swarm) = self.swarms.get(name) else { return };
         let idle = swarm.blob.as_ref().is_some_and(|blob| {
             !blob.complete && blob.pending.is_empty() && blob.picker.wanted() > 0 && !swarm.in_backend
         });
@@ -387,12 +388,12 @@ impl Engine {
         let has_any =
             |blob: &Blob| swarm.members.values().any(|member| member.has_interesting(&blob.have, 1));
         let starved = waits && !swarm.blob.as_ref().is_some_and(has_any);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         if !starved {
             swarm.starved = None;
             // Who has something has no room: other downloads have it, and however they end, they wake nobody.
             if waits {
-                self.timers.set_earlier(Timer::Fill(digest), now + HELD_BACK_TICK);
+                self.timers.set_earlier(Timer::Fill(name), now + HELD_BACK_TICK);
             }
             return;
         }
@@ -407,18 +408,18 @@ impl Engine {
         }
         // With members there is hope for haves; without, waiting gains nothing.
         if due <= now || (awaited && swarm.members.is_empty()) {
-            self.search(digest);
+            self.search(name);
         } else {
-            self.timers.set_earlier(Timer::Fill(digest), due);
+            self.timers.set_earlier(Timer::Fill(name), due);
         }
     }
 
     /// Some who take part in a swarm or would like to, for introducing them: those of the asker's zone first, otherwise
     /// random.
-    pub(super) fn hints_for(&mut self, digest: Digest, peer: PeerId) -> Vec<PeerHint> {
+    pub(super) fn hints_for(&mut self, name: BlobName, peer: PeerId) -> Vec<PeerHint> {
         let zone = self.peers.get(&peer).map(|known| &known.zone);
         let own_zone = zone == Some(&self.zone);
-        let Some(swarm) = self.swarms.get(&digest) else { return Vec::new() };
+        let Some(swarm) = self.swarms.get(name) else { return Vec::new() };
         let mut known: Vec<(bool, PeerId)> = Vec::new();
         for (id, member) in swarm.members.iter() {
             if *id != peer && member.is_joined() && !member.probe {
@@ -456,10 +457,10 @@ impl Engine {
 
     /// Keeps a peer in mind that was refused for want of room: it looks for peers as others do, so that it is the
     /// one to name to the next who comes. Naming only those inside sends a whole crowd to the same few full peers.
-    pub(super) fn remember(&mut self, digest: Digest, peer: PeerId) {
+    pub(super) fn remember(&mut self, name: BlobName, peer: PeerId) {
         let Some(hint) = self.hint_of(&peer, false) else { return };
         let (now, most) = (self.now, self.config.candidates_per_swarm_max);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         // A search that is open waits for everybody who was not asked yet; those who ask would make it wait in vain.
         if swarm.search.since.is_some() {
             return;
@@ -475,9 +476,9 @@ impl Engine {
     }
 
     /// Tells some members of one that has just joined: who came first would otherwise never hear of the others.
-    pub(super) fn introduce(&mut self, digest: Digest, newcomer: PeerId) {
+    pub(super) fn introduce(&mut self, name: BlobName, newcomer: PeerId) {
         let Some(hint) = self.hint_of(&newcomer, false) else { return };
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(swarm) = self.swarms.get(name) else { return };
         let zone_of = |peer| self.peers.get(peer).map(|known| &known.zone);
         let mut others: Vec<(bool, PeerId)> = swarm
             .members
@@ -489,7 +490,7 @@ impl Engine {
         others.sort_by_key(|(far, _)| *far);
         others.truncate(INTRODUCTIONS_MAX);
         for (_, peer) in others {
-            let Some(to) = self.their_channel(digest, &peer) else { continue };
+            let Some(to) = self.their_channel(name, &peer) else { continue };
             self.out.send(peer, Message::Peers { to, peers: vec![hint.clone()] });
         }
     }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use shoal_types::{Digest, PeerId, PieceIndex, Role, Timestamp, Zone};
+use shoal_types::{PeerId, PieceIndex, Role, Timestamp, Zone};
 
 use super::Engine;
 use crate::io::{DropReason, Effect, Event};
 use crate::message::{HAVE_RUNS_MAX, Message, PeerHint};
+use crate::names::BlobName;
 use crate::swarm::{Blob, Given, Swarm};
 use crate::timers::Timer;
 use crate::uploads::{Job, PROGRESS_STEPS};
@@ -31,9 +32,9 @@ const EAGER_PIECES_FAR: u32 = 4;
 const OPENING_PIECES: u32 = 2;
 
 impl Engine {
-    pub(super) fn requested(&mut self, digest: Digest, peer: PeerId, number: u32) {
-        self.note_held(digest, &peer, number);
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn requested(&mut self, name: BlobName, peer: PeerId, number: u32) {
+        self.note_held(name, &peer, number);
+        let Some(swarm) = self.swarms.get(name) else { return };
         let Some(blob) = &swarm.blob else {
             return self.drop_peer(peer, DropReason::Protocol, None);
         };
@@ -56,20 +57,20 @@ impl Engine {
         let importer = !same_zone && self.roles_of(&peer).contains(Role::Origin);
         let bytes = blob.layout.len_of(piece);
         let opens_zone = opened.is_some();
-        let job = Job { digest, piece, to, bytes, progress, first_copy, importer, opens_zone };
+        let job = Job { name, piece, to, bytes, progress, first_copy, importer, opens_zone };
         if !blob.have.contains(piece) {
             return self
                 .out
                 .send(peer, Message::Busy { to, piece: number, peers: Vec::new(), again_millis: 0 });
         }
-        if !opens_zone && let Some(hint) = self.first_receiver(digest, peer, number) {
+        if !opens_zone && let Some(hint) = self.first_receiver(name, peer, number) {
             return self
                 .out
                 .send(peer, Message::Busy { to, piece: number, peers: vec![hint], again_millis: 0 });
         }
         if self.uploads.push(&self.config, peer, same_zone, job) {
-            self.note_given(digest, peer, piece);
-            if let (Some(zone), Some(blob)) = (opened, self.blob_mut(digest)) {
+            self.note_given(name, peer, piece);
+            if let (Some(zone), Some(blob)) = (opened, self.blob_mut(name)) {
                 blob.given_abroad.insert((number, zone), peer);
             }
             self.serve();
@@ -100,15 +101,15 @@ impl Engine {
     /// What one of a crowd has from another source counts as given to it: several sources of one blob give the crowd a copy
     /// between them and not one each. Whoever has it gets its time to pass it on, once; where several have it by then, another one
     /// gets his.
-    fn note_held(&mut self, digest: Digest, asker: &PeerId, number: u32) {
+    fn note_held(&mut self, name: BlobName, asker: &PeerId, number: u32) {
         let now = self.now;
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+        let Some(swarm) = self.swarms.get(name) else { return };
         let members = swarm.members.len();
         if !swarm.is_complete() || members <= self.config.peers_per_swarm_inbound_max {
             return;
         }
         let patience = self.patience(members, true);
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         let Some(piece) = blob.layout.piece(number) else { return };
         let enough = match blob.given.get(&number) {
@@ -136,8 +137,8 @@ impl Engine {
 
     /// From here the piece counts as given, so that a second peer asking in the same moment is sent there. Who is of
     /// the own zone takes the place of who is not, for the zone waits for its own, and of who had it from elsewhere.
-    fn note_given(&mut self, digest: Digest, peer: PeerId, piece: PieceIndex) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    fn note_given(&mut self, name: BlobName, peer: PeerId, piece: PieceIndex) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         let number = piece.get();
         if !blob.complete || blob.given_before.contains(piece) {
@@ -152,8 +153,8 @@ impl Engine {
 
     /// When this process is the only seeder and still has pieces to give that nobody else holds, or others wait for what it
     /// sends, a second copy of one can wait: whoever got the first will pass it on. Returns whom to ask instead.
-    fn first_receiver(&self, digest: Digest, asker: PeerId, number: u32) -> Option<PeerHint> {
-        let swarm = self.swarms.get(&digest)?;
+    fn first_receiver(&self, name: BlobName, asker: PeerId, number: u32) -> Option<PeerHint> {
+        let swarm = self.swarms.get(name)?;
         let blob = swarm.blob.as_ref()?;
         let given = blob.given.get(&number)?;
         let spread = blob.all_given() && !self.uploads.has_waiting();
@@ -188,14 +189,14 @@ impl Engine {
         self.config.spread_patience.max(passing_on).min(most)
     }
 
-    pub(super) fn cancelled(&mut self, digest: Digest, peer: PeerId, number: u32) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn cancelled(&mut self, name: BlobName, peer: PeerId, number: u32) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &mut swarm.blob else { return };
         let Some(piece) = blob.layout.piece(number) else {
             return self.drop_peer(peer, DropReason::Protocol, None);
         };
-        if self.uploads.cancel(&peer, digest, piece) {
-            self.out.push(Effect::CancelSend { peer, digest, piece });
+        if self.uploads.cancel(&peer, name, piece) {
+            self.wish(name, |digest| Effect::CancelSend { peer, digest, piece });
         } else if blob.given.get(&number).is_some_and(|given| given.to == peer)
             && !holds(swarm.members.get(&peer), piece)
         {
@@ -203,10 +204,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn piece_sent(&mut self, peer: PeerId, digest: Digest, piece: PieceIndex, bytes: u32) {
-        if self.uploads.sent(self.now, &peer, digest, piece, bytes > 0) {
+    pub(super) fn piece_sent(&mut self, peer: PeerId, name: BlobName, piece: PieceIndex, bytes: u32) {
+        if self.uploads.sent(self.now, &peer, name, piece, bytes > 0) {
             let number = piece.get();
-            if let Some(blob) = self.swarms.get_mut(&digest).and_then(|swarm| swarm.blob.as_mut()) {
+            if let Some(blob) = self.swarms.get_mut(name).and_then(|swarm| swarm.blob.as_mut()) {
                 let first = blob.given.get_mut(&number).filter(|given| given.to == peer);
                 match (first, bytes > 0) {
                     (Some(given), true) => given.sent = Some(self.now),
@@ -216,8 +217,8 @@ impl Engine {
                 }
             }
             if bytes > 0 {
-                self.out.report(Event::PieceServed { digest, piece, bytes, to: peer });
-                self.invite(digest);
+                self.report(name, |digest| Event::PieceServed { digest, piece, bytes, to: peer });
+                self.invite(name);
             }
         }
         self.serve();
@@ -243,16 +244,16 @@ impl Engine {
             if self.peers.get(&peer).is_some_and(|known| known.zone != self.zone) {
                 self.zone_rate_out.take(job.bytes);
             }
-            let Job { digest, piece, to, .. } = job;
-            self.out.push(Effect::SendPiece { peer, to, digest, piece });
+            let Job { name, piece, to, .. } = job;
+            self.wish(name, |digest| Effect::SendPiece { peer, to, digest, piece });
         }
         self.timers.cancel(Timer::Uploads);
     }
 
     /// Notes a piece to be told, and tells at once what speeds up the start or fills a batch. Other zones hear of it in
     /// larger batches: their links are scarce, and they import a piece once.
-    pub(super) fn note_have(&mut self, digest: Digest, number: u32) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    pub(super) fn note_have(&mut self, name: BlobName, number: u32) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         // Whoever comes from elsewhere later is told of all there is then.
         let abroad = swarm.has_foreign_members();
         swarm.news.add(number, abroad);
@@ -260,20 +261,20 @@ impl Engine {
             swarm.blob.as_ref().is_some_and(|blob| blob.have.count() <= EAGER_PIECES || blob.have.is_full());
         let full = swarm.news.fresh(true) >= self.config.have_batch_max;
         if abroad {
-            self.timers.set_earlier(Timer::FarHaves(digest), self.now + self.config.have_delay_far);
+            self.timers.set_earlier(Timer::FarHaves(name), self.now + self.config.have_delay_far);
         }
         if early || full {
-            self.flush_haves(digest);
+            self.flush_haves(name);
         } else {
-            self.timers.set_earlier(Timer::Haves(digest), self.now + self.config.have_delay);
+            self.timers.set_earlier(Timer::Haves(name), self.now + self.config.have_delay);
         }
     }
 
     /// Tells the own zone all haves gathered; other zones only of the first pieces, the last, and a batch that is full.
-    pub(super) fn flush_haves(&mut self, digest: Digest) {
-        self.timers.cancel(Timer::Haves(digest));
-        self.tell_haves(digest, true);
-        let Some(swarm) = self.swarms.get(&digest) else { return };
+    pub(super) fn flush_haves(&mut self, name: BlobName) {
+        self.timers.cancel(Timer::Haves(name));
+        self.tell_haves(name, true);
+        let Some(swarm) = self.swarms.get(name) else { return };
         let over = swarm.is_complete()
             || swarm
                 .blob
@@ -281,17 +282,17 @@ impl Engine {
                 .is_some_and(|blob| blob.have.count() <= EAGER_PIECES_FAR || blob.have.is_full())
             || swarm.news.fresh(false) >= self.config.have_batch_max;
         if over {
-            self.flush_far_haves(digest);
+            self.flush_far_haves(name);
         }
     }
 
-    pub(super) fn flush_far_haves(&mut self, digest: Digest) {
-        self.timers.cancel(Timer::FarHaves(digest));
-        self.tell_haves(digest, false);
+    pub(super) fn flush_far_haves(&mut self, name: BlobName) {
+        self.timers.cancel(Timer::FarHaves(name));
+        self.tell_haves(name, false);
     }
 
-    fn tell_haves(&mut self, digest: Digest, same_zone: bool) {
-        let Some(swarm) = self.swarms.get_mut(&digest) else { return };
+    fn tell_haves(&mut self, name: BlobName, same_zone: bool) {
+        let Some(swarm) = self.swarms.get_mut(name) else { return };
         let spans_zones = swarm.spans_zones();
         let Swarm { blob, members, news, .. } = swarm;
         let Some(blob) = blob else { return };
@@ -354,7 +355,7 @@ impl Engine {
             true
         });
         if let Some(at) = again {
-            self.timers.set_earlier(Timer::Haves(digest), at);
+            self.timers.set_earlier(Timer::Haves(name), at);
         }
     }
 }

@@ -16,6 +16,7 @@ use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, Vo
 
 use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
+use crate::names::BlobName;
 use crate::random::Random;
 use member::{Member, Outstanding};
 use news::News;
@@ -139,6 +140,7 @@ impl Blob {
 /// One blob this process reads, downloads or serves.
 #[derive(Debug)]
 pub(crate) struct Swarm {
+    pub(crate) name: BlobName,
     pub(crate) digest: Digest,
     pub(crate) started: Timestamp,
     /// The local store has not answered yet.
@@ -172,8 +174,9 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    pub(crate) fn new(digest: Digest, now: Timestamp) -> Self {
+    pub(crate) fn new(name: BlobName, digest: Digest, now: Timestamp) -> Self {
         Self {
+            name,
             digest,
             started: now,
             opening: true,

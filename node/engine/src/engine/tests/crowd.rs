@@ -453,7 +453,15 @@ impl Crowd {
                 trace: None,
             };
             self.input(Input::Message { peer: peer(n), message: join });
-            let to = self.engine.swarms.get(&digest).unwrap().members.get(&peer(n)).unwrap().our_channel;
+            let to = self
+                .engine
+                .swarms
+                .get(self.engine.names.get(&digest).unwrap())
+                .unwrap()
+                .members
+                .get(&peer(n))
+                .unwrap()
+                .our_channel;
             let pieces = Bitfield::full(pieces).to_bytes().into();
             self.input(Input::Message { peer: peer(n), message: Message::Bitfield { to, pieces } });
         }
