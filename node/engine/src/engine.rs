@@ -36,13 +36,28 @@ struct Peer {
     roles: Roles,
     endpoints: Vec<Endpoint>,
     /// The swarms shared on this connection, by our channel.
-    channels: Sorted<BlobName>,
+    channels: Sorted<Shared>,
     next_channel: Channel,
     flow: Flow,
     messages: Bucket,
     idle_since: Timestamp,
     /// It is being disconnected.
     dropped: bool,
+}
+
+impl Peer {
+    /// The blobs shared with it, in the order of our channels.
+    fn blobs(&self) -> impl Iterator<Item = BlobName> {
+        self.channels.values().map(|shared| shared.name)
+    }
+}
+
+/// A swarm shared with a peer.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    name: BlobName,
+    /// Where the peer was among the swarm's members when it was last looked for.
+    place: usize,
 }
 
 /// Wishes on their way out.
@@ -309,8 +324,19 @@ impl Engine {
         }
     }
 
-    /// The swarm on a peer's connection that we call `channel`.
-    fn blob_on(&self, peer: &PeerId, channel: Channel) -> Option<BlobName> {
-        self.peers.get(peer)?.channels.get(channel).copied()
+    /// The swarm on a peer's connection that we call `channel`, and whether the peer is a member that has joined.
+    fn shared_on(&mut self, peer: &PeerId, channel: Channel) -> Option<(BlobName, bool)> {
+        let Shared { name, place } = self.peers.get_mut(peer)?.channels.get_mut(channel)?;
+        let members = self.swarms.get(*name).map(|swarm| &swarm.members);
+        let found = members.and_then(|members| members.recall(peer, *place).map(|found| (members, found)));
+        let joined = found.is_some_and(|(members, found)| {
+            *place = found;
+            members.at(found).is_some_and(|member| member.their_channel.is_some())
+        });
+        Some((*name, joined))
+    }
+
+    fn blob_on(&mut self, peer: &PeerId, channel: Channel) -> Option<BlobName> {
+        self.shared_on(peer, channel).map(|(name, _)| name)
     }
 }

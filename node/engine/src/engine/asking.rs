@@ -189,7 +189,7 @@ impl Engine {
     /// The window of a peer has changed.
     pub(super) fn window_changed(&self, peer: PeerId) {
         let Some(known) = self.peers.get(&peer) else { return };
-        for swarm in known.channels.values().filter_map(|name| self.swarms.get(*name)) {
+        for swarm in known.blobs().filter_map(|name| self.swarms.get(name)) {
             swarm.window_max.set(None);
         }
     }

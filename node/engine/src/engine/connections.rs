@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shoal_types::{Endpoint, PeerId, Roles, Timestamp, Zone};
 
-use super::{Engine, Peer};
+use super::{Engine, Peer, Shared};
 use crate::budget::Bucket;
 use crate::config::EngineConfig;
 use crate::flow::Flow;
@@ -108,7 +108,7 @@ impl Engine {
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
         // A dial under way is answered by itself; only what was agreed on this connection ends.
-        for (_, name) in gone.channels.into_iter() {
+        for (_, Shared { name, .. }) in gone.channels.into_iter() {
             self.remove_member(name, peer, Standing::Gone);
             self.fill_swarm(name);
             self.dial(name);
@@ -131,7 +131,7 @@ impl Engine {
         self.uploads.remove(self.now, &peer);
         self.timers.cancel(Timer::Stall(peer));
         self.timers.cancel(Timer::Idle(peer));
-        for (_, name) in channels.into_iter() {
+        for (_, Shared { name, .. }) in channels.into_iter() {
             self.remove_member(name, peer, Standing::Gone);
             self.fill_swarm(name);
             self.dial(name);
@@ -185,9 +185,9 @@ impl Engine {
             // All of its requests were moved: one more chance, with a single piece.
             flow.stalled = false;
             flow.window = 1;
-            let channels: Vec<_> = known.channels.values().copied().collect();
+            let names: Vec<_> = known.blobs().collect();
             self.window_changed(peer);
-            for name in channels {
+            for name in names {
                 self.fill_member(name, peer);
             }
             return;
@@ -208,7 +208,7 @@ impl Engine {
         if flow.stalls >= self.config.stalls_max && gone {
             return self.drop_peer(peer, DropReason::Stalled, None);
         }
-        let names: Vec<_> = known.channels.values().copied().collect();
+        let names: Vec<_> = known.blobs().collect();
         for name in names {
             self.move_requests(name, peer);
         }

@@ -308,7 +308,7 @@ impl Engine {
     /// beyond it, and is not given to the same peer again: it may be the slow one.
     fn refill(&mut self, peer: PeerId, channel: Channel, link: bool) {
         let Some(known) = self.peers.get(&peer) else { return };
-        let mut turn: Vec<BlobName> = known.channels.around(channel).copied().collect();
+        let mut turn: Vec<BlobName> = known.channels.around(channel).map(|shared| shared.name).collect();
         if link {
             return turn.into_iter().for_each(|name| self.fill_swarm(name));
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shoal_types::{Bitfield, Metainfo, PeerId, Role, Roles, VouchedMetainfo};
 
-use super::Engine;
+use super::{Engine, Shared};
 use crate::io::{DropReason, Effect, Event, LocalBlob, Opened, ReadError};
 use crate::message::{Absence, Channel, Message};
 use crate::names::BlobName;
@@ -40,15 +40,15 @@ impl Engine {
             | Message::Peers { to, .. }
             | Message::Leave { to } => *to,
         };
-        let Some(name) = known.channels.get(to).copied() else {
+        let next_channel = known.next_channel;
+        let Some((name, answered)) = self.shared_on(&peer, to) else {
             // We left and the message crossed that. A channel we never gave out is a lie.
-            if to >= known.next_channel {
+            if to >= next_channel {
                 self.drop_peer(peer, DropReason::Protocol, None);
             }
             return;
         };
         // The answer to `Join` is `Join` or `Absent`; nothing can come before it.
-        let answered = self.their_channel(name, &peer).is_some();
         if !answered && !matches!(message, Message::Absent { .. }) {
             return self.drop_peer(peer, DropReason::Protocol, None);
         }
@@ -476,7 +476,8 @@ impl Engine {
         }
         let Some(next) = known.next_channel.checked_add(1) else { return false };
         let channel = std::mem::replace(&mut known.next_channel, next);
-        known.channels.insert(channel, name);
+        let place = swarm.members.len();
+        known.channels.insert(channel, Shared { name, place });
         self.timers.cancel(Timer::Idle(peer));
         let same_zone = known.zone == self.zone;
         let origin = known.roles.contains(Role::Origin);
