@@ -41,6 +41,8 @@ struct Peer {
     flow: Flow,
     messages: Bucket,
     idle_since: Timestamp,
+    /// When it is looked whether it has stalled.
+    stall_at: Option<Timestamp>,
     /// It is being disconnected.
     dropped: bool,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shoal_types::{PeerId, Timestamp};
 
 use crate::keyed::Map;
-use crate::names::BlobName;
+use crate::names::{BlobName, Named};
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ struct OfPeer {
 /// Standing deadlines by name. Whoever has none is not kept.
 #[derive(Debug, Default)]
 struct Names {
-    swarms: Map<BlobName, OfSwarm>,
+    swarms: Named<OfSwarm>,
     peers: Map<PeerId, OfPeer>,
     uploads: Standing,
 }
@@ -60,11 +60,11 @@ struct Names {
 impl Names {
     fn get(&self, timer: Timer) -> Standing {
         match timer {
-            Timer::Haves(name) => self.swarms.get(&name)?.haves,
-            Timer::FarHaves(name) => self.swarms.get(&name)?.far_haves,
-            Timer::Search(name) => self.swarms.get(&name)?.search,
-            Timer::Fill(name) => self.swarms.get(&name)?.fill,
-            Timer::Linger(name) => self.swarms.get(&name)?.linger,
+            Timer::Haves(name) => self.swarms.get(name)?.haves,
+            Timer::FarHaves(name) => self.swarms.get(name)?.far_haves,
+            Timer::Search(name) => self.swarms.get(name)?.search,
+            Timer::Fill(name) => self.swarms.get(name)?.fill,
+            Timer::Linger(name) => self.swarms.get(name)?.linger,
             Timer::Stall(peer) => self.peers.get(&peer)?.stall,
             Timer::Idle(peer) => self.peers.get(&peer)?.idle,
             Timer::Uploads => self.uploads,
@@ -85,7 +85,10 @@ impl Names {
     }
 
     fn swarm(&mut self, name: BlobName) -> Option<&mut OfSwarm> {
-        self.swarms.get_or_insert_with(name, OfSwarm::default)
+        if !self.swarms.contains(name) {
+            self.swarms.insert(name, OfSwarm::default());
+        }
+        self.swarms.get_mut(name)
     }
 
     fn peer(&mut self, peer: PeerId) -> Option<&mut OfPeer> {
@@ -102,9 +105,9 @@ impl Names {
             | Timer::Search(name)
             | Timer::Fill(name)
             | Timer::Linger(name) => {
-                let OfSwarm { haves, far_haves, search, fill, linger } = self.swarms.get(&name)?;
+                let OfSwarm { haves, far_haves, search, fill, linger } = self.swarms.get(name)?;
                 if [haves, far_haves, search, fill, linger].iter().all(|standing| standing.is_none()) {
-                    self.swarms.swap_remove(&name);
+                    self.swarms.remove(name);
                 }
             }
             Timer::Stall(peer) | Timer::Idle(peer) => {

@@ -52,6 +52,7 @@ impl Engine {
                     flow,
                     messages: Bucket::new(Some(self.config.messages_per_sec_max), self.now),
                     idle_since: self.now,
+                    stall_at: None,
                     dropped: false,
                 },
             );
@@ -125,6 +126,7 @@ impl Engine {
             return;
         }
         known.dropped = true;
+        known.stall_at = None;
         let channels = std::mem::take(&mut known.channels);
         self.out.push(Effect::Disconnect { peer, why, ban });
         self.out.report(Event::PeerDropped { peer, why });
@@ -173,6 +175,7 @@ impl Engine {
     pub(super) fn check_stall(&mut self, peer: PeerId) {
         self.stalls = self.stalls && self.peers.values().any(|known| known.flow.stalled);
         let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.stall_at = None;
         if known.dropped {
             return;
         }
@@ -198,7 +201,7 @@ impl Engine {
         }
         let due = flow.life + stall_after(&self.config, flow, self.links.get(&known.zone));
         if !flow.stalled && due > self.now {
-            return self.timers.set(Timer::Stall(peer), due);
+            return self.set_stall(peer, due);
         }
         if !flow.stalled {
             flow.stalled = true;
@@ -224,14 +227,25 @@ impl Engine {
         } else {
             (known.flow.life + self.config.silence_max).min(self.now + self.config.stall_max)
         };
-        self.timers.set(Timer::Stall(peer), at.max(self.now + TICK_MIN));
+        self.set_stall(peer, at.max(self.now + TICK_MIN));
     }
 
     pub(super) fn arm_stall(&mut self, peer: PeerId) {
         let Some(known) = self.peers.get(&peer) else { return };
         let at: Timestamp =
             known.flow.life + stall_after(&self.config, &known.flow, self.links.get(&known.zone));
-        self.timers.set_earlier(Timer::Stall(peer), at.max(self.now + TICK_MIN));
+        let at = at.max(self.now + TICK_MIN);
+        // Nearly every request finds an earlier deadline.
+        if known.stall_at.is_none_or(|standing| at < standing) {
+            self.set_stall(peer, at);
+        }
+    }
+
+    fn set_stall(&mut self, peer: PeerId, at: Timestamp) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.stall_at = Some(at);
+            self.timers.set(Timer::Stall(peer), at);
+        }
     }
 }
 
