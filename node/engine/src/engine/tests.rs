@@ -8,8 +8,10 @@
 
 mod crowd;
 mod downloader;
+mod introductions;
 mod late;
 mod live;
+mod named;
 mod room;
 mod shares;
 

@@ -1,0 +1,67 @@
+//! Who is told of whom when two peers begin to share a blob.
+
+use super::*;
+
+/// A process that downloads, with a peer that came to it and one that it asked itself.
+fn engine_with_two() -> (Engine, Vec<Effect>) {
+    let mut engine = Engine::new(EngineConfig::default(), peer(99), Zone::default(), 1, Timestamp::ZERO);
+    let digest = vouched(1).value().digest();
+    let metainfo = Arc::new(vouched(1).value().clone());
+    let opened = Opened::Absent { owner: false, backend_down: false };
+    let mut input = |input| engine.handle_input(Timestamp::ZERO, input);
+    input(Input::ReaderOpened { reader: ReaderId(0), digest, want: ReaderWant::Whole });
+    input(Input::BlobOpened { digest, opened });
+    input(Input::MetainfoLearned { metainfo, vouched: Some(vouched(1)) });
+    input(connected(1));
+    input(joins(1));
+    input(Input::PeersFound { digest, source: LookupSource::Dht, peers: vec![hint(2)] });
+    input(connected(2));
+    let before = effects(&mut engine);
+    let asked = |effect: &Effect| matches!(effect, Effect::Send { peer: to, message: Message::Join { .. } } if *to == peer(2));
+    assert!(before.iter().any(asked), "{before:?}");
+    engine.handle_input(Timestamp::ZERO, joins(2));
+    let after = effects(&mut engine);
+    (engine, after)
+}
+
+fn connected(n: u8) -> Input {
+    let (roles, endpoints) = (Roles::NONE.with(Role::Node), hint(n).endpoints);
+    Input::PeerConnected { peer: peer(n), zone: Zone::default(), roles, endpoints }
+}
+
+fn joins(n: u8) -> Input {
+    let digest = vouched(1).value().digest();
+    let message = Message::Join { channel: 7, digest, wants_metainfo: false, probe: false, trace: None };
+    Input::Message { peer: peer(n), message }
+}
+
+fn effects(engine: &mut Engine) -> Vec<Effect> {
+    std::iter::from_fn(|| engine.poll_effect()).collect()
+}
+
+/// Who was told of whom, in order of the former.
+fn told(effects: &[Effect]) -> BTreeMap<PeerId, BTreeSet<PeerId>> {
+    let mut told = BTreeMap::<PeerId, BTreeSet<PeerId>>::new();
+    for effect in effects {
+        if let Effect::Send { peer, message: Message::Peers { peers, .. } } = effect {
+            told.entry(*peer).or_default().extend(peers.iter().map(|hint| hint.peer));
+        }
+    }
+    told
+}
+
+#[test]
+fn who_was_asked_introduces_who_came() {
+    let (mut engine, _) = engine_with_two();
+    engine.handle_input(Timestamp::ZERO, connected(3));
+    engine.handle_input(Timestamp::ZERO, joins(3));
+    let expected = [(1, vec![3]), (2, vec![3]), (3, vec![1, 2])];
+    let expected = expected.map(|(to, of)| (peer(to), of.into_iter().map(peer).collect()));
+    assert_eq!(told(&effects(&mut engine)), BTreeMap::from(expected));
+}
+
+#[test]
+fn who_asks_introduces_nobody() {
+    let (_, answered) = engine_with_two();
+    assert_eq!(told(&answered), BTreeMap::new());
+}
