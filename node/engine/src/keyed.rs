@@ -44,7 +44,6 @@ fn hash_of(head: u64) -> u64 {
 /// Heads that are compared at once.
 const LANES: usize = 16;
 /// What maps keep side by side of a head.
-#[expect(clippy::cast_possible_truncation, reason = "a part is meant")]
 fn short(head: u64) -> u16 {
     (head.wrapping_mul(FACTOR) >> 48) as u16
 }
