@@ -304,10 +304,9 @@ impl Engine {
             return name;
         }
         if self.names.are_many() {
-            let Self { names, swarms, verifying, uploads, .. } = self;
-            names.retain(|name| {
-                swarms.contains(name) || verifying.keys().any(|(of, _)| *of == name) || uploads.know(name)
-            });
+            let verifying = self.verifying.keys().map(|(name, _)| *name);
+            let used: BTreeSet<BlobName> = verifying.chain(self.uploads.blobs()).collect();
+            self.names.retain(|name| self.swarms.contains(name) || used.contains(&name));
         }
         self.names.add(digest)
     }

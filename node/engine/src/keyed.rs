@@ -1,6 +1,6 @@
-//! Maps by digest and by peer.
+//! Maps by peer, by piece and by digest.
 //!
-//! Every message is looked up by both, several times over, and what that costs is memory touched. These maps keep a few bytes
+//! Every message is looked up by several of them, and what that costs is memory touched. These maps keep a few bytes
 //! of all keys side by side, so that a look goes through a few cache lines one after the other and then to the value,
 //! and only maps of many keys have a table of places besides. Values are side by side too, and are gone through in the
 //! order in which they came (what is taken out leaves its place to the last one), whatever the keys are.
@@ -13,7 +13,7 @@ use shoal_types::{Digest, PeerId};
 
 /// What is looked up by. Keys and digests are spread evenly, so that their first bytes nearly always tell them apart. Whoever
 /// makes some that are alike there makes a look as long as that many steps: of peers no more than have a credential and a
-/// place, of blobs no more than there may be swarms.
+/// place, of blobs no more than twice as many as there may be swarms.
 pub(crate) trait Key: Copy + Eq {
     /// Eight bytes that nearly always tell keys apart.
     fn head(&self) -> u64;

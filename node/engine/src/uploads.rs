@@ -221,10 +221,11 @@ impl Uploads {
         true
     }
 
-    /// Whether something of a blob is being sent or waits.
-    pub(crate) fn know(&self, name: BlobName) -> bool {
-        self.queues.values().any(|queue| {
-            queue.waiting.iter().any(|job| job.name == name) || queue.active.keys().any(|(of, _)| *of == name)
+    /// The blobs of which something is being sent or waits.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = BlobName> {
+        self.queues.values().flat_map(|queue| {
+            let waiting = queue.waiting.iter().map(|job| job.name);
+            waiting.chain(queue.active.keys().map(|(name, _)| *name))
         })
     }
 

@@ -1,4 +1,4 @@
-//! What goes wrong: processes that die or hang, networks that are cut. All of it happens between two steps.
+//! What goes wrong: processes that die or hang, networks that are cut. All of it happens between two strides.
 
 use shoal_engine::io::ReaderId;
 use shoal_types::Zone;

@@ -1,4 +1,5 @@
-//! What the parts of a fleet send each other: each part runs by itself for a step, and its mail is delivered after that.
+//! What the parts of a fleet send each other: each part runs by itself for a step, or a stride, and its mail is
+//! delivered after that.
 
 use std::time::Duration;
 

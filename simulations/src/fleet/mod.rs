@@ -1,9 +1,9 @@
 //! Engines in virtual time, and the driver that carries out what they wish.
 //!
 //! Nodes are in shards that run at the same time, each by itself, for a step as long as the shortest delay of the network: what
-//! one node says reaches no other within it. The wire, which all share, runs a few steps ahead of them meanwhile, for nothing goes
-//! onto it sooner than a piece is read. Mail goes round between steps. How many threads there are changes nothing but the time it
-//! takes: the shards follow from the number of nodes.
+//! one node says reaches no other within it. The wire, which all share, runs a stride of one or a few steps ahead of them meanwhile,
+//! for nothing goes onto it sooner than a piece is read. Mail goes round between steps, and that of the wire between strides. How
+//! many threads there are changes nothing but the time it takes: the shards follow from the number of nodes.
 
 mod crew;
 mod disk;
@@ -34,7 +34,7 @@ use crate::truth::Truth;
 pub use faults::Cut;
 use mail::{Mail, Posted};
 pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
-use node::{Held, Node, Opened};
+use node::{Held, Node, Opened, time_of};
 use shard::Shard;
 use wire::Wire;
 use world::{Fact, World};
@@ -81,6 +81,36 @@ impl Default for FleetConfig {
     }
 }
 
+/// The quickest reads of a fleet.
+#[derive(Debug)]
+struct Reads {
+    /// The smallest size of a piece in bytes, those at a blob's end aside.
+    piece_bytes_min: u32,
+    /// In nanoseconds.
+    delay_min: u64,
+    /// `None` is unlimited.
+    bytes_per_sec_max: Option<u64>,
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self { piece_bytes_min: u32::MAX, delay_min: u64::from(u32::MAX), bytes_per_sec_max: Some(0) }
+    }
+}
+
+impl Reads {
+    fn note(&mut self, disk: &DiskSpec) {
+        self.delay_min = self.delay_min.min(nanos(disk.delay));
+        self.bytes_per_sec_max =
+            self.bytes_per_sec_max.zip(disk.read_bytes_per_sec).map(|(known, own)| known.max(own));
+    }
+
+    /// No piece is read in less, in nanoseconds.
+    fn time_min(&self) -> u64 {
+        self.delay_min + time_of(self.piece_bytes_min.into(), self.bytes_per_sec_max)
+    }
+}
+
 /// Many engines in virtual time.
 #[derive(Debug)]
 pub struct Fleet {
@@ -99,6 +129,7 @@ pub struct Fleet {
     threads: usize,
     /// Length of a step in nanoseconds.
     step: u64,
+    reads: Reads,
     /// Events of the last step.
     busy: u64,
     parts_made: u32,
@@ -124,6 +155,7 @@ impl Fleet {
             mail_at: u64::MAX,
             threads: std::thread::available_parallelism().map_or(1, NonZero::get),
             step: nanos(step).max(STEP_MIN),
+            reads: Reads::default(),
             busy: 0,
             parts_made: 0,
             random: rand_pcg::Pcg64::seed_from_u64(seed),
@@ -161,6 +193,7 @@ impl Fleet {
             roles: spec.roles(),
             died: 0,
         });
+        self.reads.note(&spec.disk);
         let engine = self.engine(id, &spec);
         let random = rand_pcg::Pcg64::seed_from_u64(self.random_of(id));
         let shard = id as usize & (self.shards.len() - 1);
@@ -220,6 +253,7 @@ impl Fleet {
             return number;
         }
         let number = u32::try_from(self.world.blobs.len()).unwrap_or(u32::MAX);
+        self.reads.piece_bytes_min = self.reads.piece_bytes_min.min(truth.metainfo.layout().piece_bytes());
         self.world.blobs.push(truth.clone());
         self.world.by_digest.insert(digest, number);
         number
@@ -315,7 +349,8 @@ impl Fleet {
     }
 
     /// Runs until every reader of the living nodes is done or failed; `false` when `limit` passes first or something that must
-    /// never happen did. It looks after every stride, which is as long as the network's shortest delay, or 0.6 ms if that is less.
+    /// never happen did. It looks after every stride: as many of the network's shortest delays as are within 0.6 ms, or fewer
+    /// where pieces are read sooner, and one at least.
     pub fn run_readers(&mut self, limit: Duration) -> bool {
         let end = self.now + nanos(limit);
         self.run_to(end, true)

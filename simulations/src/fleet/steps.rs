@@ -18,10 +18,10 @@ const SHARD_NODES_MIN: usize = 32;
 const SHARD_BITS_MAX: u32 = 4;
 /// Steps are shared out to threads when the one before had so many events.
 const SHARED_EVENTS_MIN: u64 = 64;
-/// Length of a stride in nanoseconds; it has one step at least. What a node wishes takes effect at the wire two strides later at the
-/// latest, so they are short: reading a piece takes as long (`DiskSpec`). And they are long enough for setting all rates anew, of which
-/// there is much at a time.
-pub(super) const STRIDE: u64 = 600_000;
+/// Longest stride in nanoseconds: enough for setting all rates anew, of which there is much at a time. What a node wishes takes effect
+/// at the wire two strides later at the latest, so a stride is no longer than half of what reading a piece takes: no send is late by
+/// it. A connection that is opened may be, by a few hundred microseconds.
+pub(super) const STRIDE_MAX: u64 = 600_000;
 
 /// What runs at the same time.
 struct Parts<'a> {
@@ -116,9 +116,9 @@ impl Fleet {
         for (node, posted) in std::mem::take(&mut self.posted) {
             self.shard_mut(node as usize).accept(posted);
         }
-        let Self { world, wire, shards, now, mail_at, busy, violation, step, threads, .. } = self;
+        let Self { world, wire, shards, now, mail_at, busy, violation, step, reads, threads, .. } = self;
         let helpers = (*threads).min(shards.len()).saturating_sub(1);
-        let (step, stride) = (*step, (STRIDE / *step).max(1) * *step);
+        let (step, stride) = (*step, stride(*step, reads.time_min()));
         let parts = Parts {
             world,
             wire: Mutex::new(wire),
@@ -195,6 +195,11 @@ impl Fleet {
     }
 }
 
+/// The length of a stride in nanoseconds: of so many steps that no piece is read in less than two.
+fn stride(step: u64, read_min: u64) -> u64 {
+    ((read_min / 2).min(STRIDE_MAX) / step).max(1) * step
+}
+
 /// What panicked is of no use any more, but the panic is what is to be seen.
 fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
@@ -206,5 +211,31 @@ fn hand_over<T>(from: &mut Vec<T>, to: &mut Vec<T>) {
         std::mem::swap(from, to);
     } else {
         to.append(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DiskSpec, Reads};
+    use super::*;
+
+    #[test]
+    fn two_strides_are_no_longer_than_a_read() {
+        // Pieces of a fleet, its disks, its step, and how many of them a stride has.
+        let quick = DiskSpec { read_bytes_per_sec: None, ..DiskSpec::default() };
+        let cases = [
+            (2 << 20, vec![DiskSpec::default()], 200_000, 3),
+            (1 << 20, vec![DiskSpec::default()], 200_000, 2),
+            (256 << 10, vec![DiskSpec::default()], 200_000, 1),
+            (256 << 10, vec![DiskSpec::default()], 50_000, 4),
+            (2 << 20, vec![DiskSpec::default(), quick], 50_000, 3),
+            (2 << 20, vec![DiskSpec::default()], 5_000_000, 1),
+        ];
+        for (piece_bytes_min, disks, step, steps) in cases {
+            let mut reads = Reads { piece_bytes_min, ..Reads::default() };
+            disks.iter().for_each(|disk| reads.note(disk));
+            assert_eq!(stride(step, reads.time_min()), steps * step, "{reads:?}");
+        }
+        assert_eq!(stride(10_000, Reads::default().time_min()), STRIDE_MAX, "nothing is read");
     }
 }

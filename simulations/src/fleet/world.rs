@@ -1,11 +1,11 @@
-//! What every node may look at while all of them run: it changes only between two steps.
+//! What every node may look at while all of them run: it changes only between two strides.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_engine::message::PeerHint;
 use shoal_types::{Digest, Endpoint, PeerId, Roles, Zone, rendezvous};
 
-use super::steps::STRIDE;
+use super::steps::STRIDE_MAX;
 use super::{FleetConfig, STEP_MIN};
 use crate::network::nanos;
 use crate::trace::{HASH_START, hash_word};
@@ -86,7 +86,7 @@ impl World {
     /// of that a delay later, what it has said till then comes another later, and mail may be held until its step or stride is over.
     pub(crate) fn in_flight_max(&self) -> u64 {
         let longest = self.delays.iter().flatten().max().copied().unwrap_or(0);
-        4 * (longest + nanos(self.config.network.delay) + STEP_MIN) + 2 * STRIDE
+        4 * (longest + nanos(self.config.network.delay) + STEP_MIN) + 2 * STRIDE_MAX
     }
 
     /// Whether packets get from one node to the other.

@@ -153,7 +153,7 @@ impl Engine {
     }
 
     /// Answers a peer's `Join` once the local store has answered. Who was asked names others to who came, and who came to
-    /// others: the other way round as well, most would hear of the same ones twice.
+    /// others: the other way round as well, most would hear of the same ones twice. Where both asked, neither does.
     fn welcome(&mut self, name: BlobName, peer: PeerId) {
         let came = self
             .swarms
