@@ -153,15 +153,15 @@ impl Engine {
     }
 
     /// Answers a peer's `Join` once the local store has answered. Who was asked names others to who came, and who came to
-    /// others: the other way round as well, most would hear of the same ones twice. Where both asked, neither does.
+    /// others. The other way round as well, most in one zone would hear of the same ones twice; where there are other zones, and few of
+    /// each know of few of the others, it is done. Where both asked, neither counts as asked.
     fn welcome(&mut self, name: BlobName, peer: PeerId) {
-        let came = self
-            .swarms
-            .get(name)
-            .and_then(|swarm| swarm.members.get(&peer))
-            .is_some_and(|member| !member.join_sent && !member.probe);
+        let introduces = self.swarms.get(name).is_some_and(|swarm| {
+            let member = swarm.members.get(&peer);
+            member.is_some_and(|member| !member.probe && (!member.join_sent || swarm.spans_zones()))
+        });
         self.send_join(name, peer);
-        if came {
+        if introduces {
             let peers = self.hints_for(name, peer);
             if let (false, Some(to)) = (peers.is_empty(), self.their_channel(name, &peer)) {
                 self.out.send(peer, Message::Peers { to, peers });

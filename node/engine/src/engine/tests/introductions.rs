@@ -3,7 +3,7 @@
 use super::*;
 
 /// A process that downloads, with a peer that came to it and one that it asked itself.
-fn engine_with_two() -> (Engine, Vec<Effect>) {
+fn engine_with_two(zone_of_asked: &Zone) -> (Engine, Vec<Effect>) {
     let mut engine = Engine::new(EngineConfig::default(), peer(99), Zone::default(), 1, Timestamp::ZERO);
     let digest = vouched(1).value().digest();
     let metainfo = Arc::new(vouched(1).value().clone());
@@ -12,10 +12,14 @@ fn engine_with_two() -> (Engine, Vec<Effect>) {
     input(Input::ReaderOpened { reader: ReaderId(0), digest, want: ReaderWant::Whole });
     input(Input::BlobOpened { digest, opened });
     input(Input::MetainfoLearned { metainfo, vouched: Some(vouched(1)) });
-    input(connected(1));
+    input(connected(1, &Zone::default()));
     input(joins(1));
-    input(Input::PeersFound { digest, source: LookupSource::Dht, peers: vec![hint(2)] });
-    input(connected(2));
+    input(Input::PeersFound {
+        digest,
+        source: LookupSource::Dht,
+        peers: vec![PeerHint { zone: zone_of_asked.clone(), ..hint(2) }],
+    });
+    input(connected(2, zone_of_asked));
     let before = effects(&mut engine);
     let asked = |effect: &Effect| matches!(effect, Effect::Send { peer: to, message: Message::Join { .. } } if *to == peer(2));
     assert!(before.iter().any(asked), "{before:?}");
@@ -24,9 +28,9 @@ fn engine_with_two() -> (Engine, Vec<Effect>) {
     (engine, after)
 }
 
-fn connected(n: u8) -> Input {
+fn connected(n: u8, zone: &Zone) -> Input {
     let (roles, endpoints) = (Roles::NONE.with(Role::Node), hint(n).endpoints);
-    Input::PeerConnected { peer: peer(n), zone: Zone::default(), roles, endpoints }
+    Input::PeerConnected { peer: peer(n), zone: zone.clone(), roles, endpoints }
 }
 
 fn joins(n: u8) -> Input {
@@ -52,8 +56,8 @@ fn told(effects: &[Effect]) -> BTreeMap<PeerId, BTreeSet<PeerId>> {
 
 #[test]
 fn who_was_asked_introduces_who_came() {
-    let (mut engine, _) = engine_with_two();
-    engine.handle_input(Timestamp::ZERO, connected(3));
+    let (mut engine, _) = engine_with_two(&Zone::default());
+    engine.handle_input(Timestamp::ZERO, connected(3, &Zone::default()));
     engine.handle_input(Timestamp::ZERO, joins(3));
     let expected = [(1, vec![3]), (2, vec![3]), (3, vec![1, 2])];
     let expected = expected.map(|(to, of)| (peer(to), of.into_iter().map(peer).collect()));
@@ -61,7 +65,10 @@ fn who_was_asked_introduces_who_came() {
 }
 
 #[test]
-fn who_asks_introduces_nobody() {
-    let (_, answered) = engine_with_two();
+fn who_asks_introduces_nobody_but_where_there_are_other_zones() {
+    let (_, answered) = engine_with_two(&Zone::default());
     assert_eq!(told(&answered), BTreeMap::new());
+    let (_, answered) = engine_with_two(&zone(3));
+    let expected = [(1, 2), (2, 1)].map(|(to, of)| (peer(to), BTreeSet::from([peer(of)])));
+    assert_eq!(told(&answered), BTreeMap::from(expected));
 }
