@@ -14,6 +14,7 @@ mod live;
 mod named;
 mod room;
 mod shares;
+mod silent;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
