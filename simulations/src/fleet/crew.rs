@@ -23,9 +23,9 @@ pub(crate) struct Crew<P, A> {
     /// What is done beside steps.
     aside: A,
     /// Times that it was handed out, was taken by somebody, and is done.
-    aside_handed: AtomicU64,
-    aside_taken: AtomicU64,
-    aside_done: AtomicU64,
+    aside_handed: AtomicUsize,
+    aside_taken: AtomicUsize,
+    aside_done: AtomicUsize,
     /// Something panicked.
     failed: AtomicBool,
     over: AtomicBool,
@@ -49,9 +49,9 @@ pub(crate) fn work<P: Fn(usize) + Sync, A: Fn() + Sync, R>(
         next: AtomicUsize::new(parts),
         done: AtomicUsize::new(0),
         aside,
-        aside_handed: AtomicU64::new(0),
-        aside_taken: AtomicU64::new(0),
-        aside_done: AtomicU64::new(0),
+        aside_handed: AtomicUsize::new(0),
+        aside_taken: AtomicUsize::new(0),
+        aside_done: AtomicUsize::new(0),
         failed: AtomicBool::new(false),
         over: AtomicBool::new(false),
     };
@@ -118,7 +118,7 @@ impl<P: Fn(usize), A: Fn()> Crew<P, A> {
             if part >= self.parts {
                 return;
             }
-            let _done = Done { failed: &self.failed, count: || self.done.fetch_add(1, Ordering::SeqCst) };
+            let _done = Done { failed: &self.failed, count: &self.done };
             (self.part)(part);
         }
     }
@@ -129,32 +129,28 @@ impl<P: Fn(usize), A: Fn()> Crew<P, A> {
 
     /// Does what was handed out, unless somebody else does.
     fn take_aside(&self) -> bool {
-        let taken = self.aside_taken.load(Ordering::SeqCst);
-        let (before, after) = (Ordering::SeqCst, Ordering::SeqCst);
-        if taken >= self.aside_handed.load(Ordering::SeqCst)
-            || self.aside_taken.compare_exchange(taken, taken + 1, before, after).is_err()
-        {
+        let next = |taken: usize| (taken < self.aside_handed.load(Ordering::SeqCst)).then_some(taken + 1);
+        if self.aside_taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_err() {
             return false;
         }
-        let count = || self.aside_done.fetch_add(1, Ordering::SeqCst) as usize;
-        let _done = Done { failed: &self.failed, count };
+        let _done = Done { failed: &self.failed, count: &self.aside_done };
         (self.aside)();
         true
     }
 }
 
 /// Counts something as done, whether it was or panicked.
-struct Done<'a, C: Fn() -> usize> {
+struct Done<'a> {
     failed: &'a AtomicBool,
-    count: C,
+    count: &'a AtomicUsize,
 }
 
-impl<C: Fn() -> usize> Drop for Done<'_, C> {
+impl Drop for Done<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.failed.store(true, Ordering::SeqCst);
         }
-        (self.count)();
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 }
 
