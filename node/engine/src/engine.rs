@@ -30,19 +30,22 @@ use crate::timers::{Timer, Timers};
 use crate::uploads::Uploads;
 
 /// A connected peer.
+///
+/// What most inputs look at stands at the end, before the key it is kept with.
 #[derive(Debug)]
+#[repr(C)]
 struct Peer {
     zone: Zone,
     roles: Roles,
     endpoints: Vec<Endpoint>,
-    /// The swarms shared on this connection, by our channel.
-    channels: Sorted<Shared>,
-    next_channel: Channel,
-    flow: Flow,
-    messages: Bucket,
     idle_since: Timestamp,
+    flow: Flow,
     /// When it is looked whether it has stalled.
     stall_at: Option<Timestamp>,
+    messages: Bucket,
+    /// The swarms shared on this connection, by our channel.
+    channels: Sorted<Shared, Channel, SHARED_INLINE>,
+    next_channel: Channel,
     /// It is being disconnected.
     dropped: bool,
 }
@@ -59,8 +62,11 @@ impl Peer {
 struct Shared {
     name: BlobName,
     /// Where the peer was among the swarm's members when it was last looked for.
-    place: usize,
+    place: u32,
 }
+
+/// Swarms shared with a peer that stand in place: few peers share more.
+const SHARED_INLINE: usize = 2;
 
 /// Wishes on their way out.
 #[derive(Debug)]
@@ -88,40 +94,43 @@ impl Out {
 ///
 /// A driver feeds it facts, carries out the wishes it polls, and calls [`Self::handle_timeout`] when
 /// [`Self::poll_timeout`] has come. Every method takes the driver's monotonic time, which must not go back.
+///
+/// What every input looks at stands at the beginning, in few cache lines: one process may have thousands of engines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Engine {
+    peers: Map<PeerId, Peer>,
+    swarms: Named<Swarm>,
+    now: Timestamp,
+    /// Payload bytes requested and being verified.
+    buffered_bytes: u64,
     /// Shared where one process has many engines.
     config: Arc<EngineConfig>,
+    /// Swarms that have requests in flight inside the zone.
+    fetching: usize,
+    out: Out,
+    /// Swarms that wait for buffer room, and how many bytes of it.
+    hungry: BTreeMap<BlobName, u32>,
+    /// `false` when certainly no peer is stalled.
+    stalls: bool,
+    timers: Timers,
+    /// What blobs are called in here.
+    names: Names,
+    uploads: Uploads,
+    /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
+    verifying: Sorted<u32, (BlobName, u32)>,
+    readers: Sorted<BlobName, ReaderId>,
     local: PeerId,
     /// Its own roles.
     roles: Roles,
     zone: Zone,
-    now: Timestamp,
     random: Random,
     /// Decides this process's order of pieces that are as rare.
     order: u32,
-    peers: Map<PeerId, Peer>,
     /// Peers being dialled, and the swarms they are dialled for.
     dialing: Map<PeerId, BTreeSet<BlobName>>,
-    /// What blobs are called in here.
-    names: Names,
-    swarms: Named<Swarm>,
-    readers: BTreeMap<ReaderId, BlobName>,
     /// What comes from each other zone, all peers together: requests in flight are sized to the link as to a peer.
     links: BTreeMap<Zone, Flow>,
-    /// `false` when certainly no peer is stalled.
-    stalls: bool,
-    uploads: Uploads,
-    timers: Timers,
-    out: Out,
-    /// Payload bytes requested and being verified.
-    buffered_bytes: u64,
-    /// Swarms that have requests in flight inside the zone.
-    fetching: usize,
-    /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
-    verifying: Map<(BlobName, u32), u32>,
-    /// Swarms that wait for buffer room, and how many bytes of it.
-    hungry: BTreeMap<BlobName, u32>,
     /// The one of them that went on last.
     fed: Option<BlobName>,
     rate_in: Bucket,
@@ -163,7 +172,7 @@ impl Engine {
             dialing: Map::default(),
             names: Names::default(),
             swarms: Named::default(),
-            readers: BTreeMap::new(),
+            readers: Sorted::default(),
             links: BTreeMap::new(),
             stalls: false,
             uploads: Uploads::default(),
@@ -171,7 +180,7 @@ impl Engine {
             out: Out { now, effects: VecDeque::new() },
             buffered_bytes: 0,
             fetching: 0,
-            verifying: Map::default(),
+            verifying: Sorted::default(),
             hungry: BTreeMap::new(),
             fed: None,
             bad_signers: BTreeSet::new(),
@@ -264,8 +273,8 @@ impl Engine {
         self.out.effects.pop_front()
     }
 
-    /// Exchanges the wishes not polled yet for an empty buffer. Many engines can share one: theirs would be out of the processor's
-    /// caches each time.
+    /// Exchanges the wishes not polled yet for what is in `buffer`. Many engines can share a buffer, lent to each of them for an input
+    /// and taken back with what it wishes: their own would be out of the processor's caches each time.
     pub fn exchange_effects(&mut self, buffer: &mut VecDeque<Effect>) {
         std::mem::swap(&mut self.out.effects, buffer);
     }
@@ -304,7 +313,7 @@ impl Engine {
             return name;
         }
         if self.names.are_many() {
-            let verifying = self.verifying.keys().map(|(name, _)| *name);
+            let verifying = self.verifying.iter().map(|((name, _), _)| name);
             let used: BTreeSet<BlobName> = verifying.chain(self.uploads.blobs()).collect();
             self.names.retain(|name| self.swarms.contains(name) || used.contains(&name));
         }
@@ -329,9 +338,10 @@ impl Engine {
     fn shared_on(&mut self, peer: &PeerId, channel: Channel) -> Option<(BlobName, bool)> {
         let Shared { name, place } = self.peers.get_mut(peer)?.channels.get_mut(channel)?;
         let members = self.swarms.get(*name).map(|swarm| &swarm.members);
-        let found = members.and_then(|members| members.recall(peer, *place).map(|found| (members, found)));
+        let found =
+            members.and_then(|members| members.recall(peer, *place as usize).map(|found| (members, found)));
         let joined = found.is_some_and(|(members, found)| {
-            *place = found;
+            *place = u32::try_from(found).unwrap_or(u32::MAX);
             members.at(found).is_some_and(|member| member.their_channel.is_some())
         });
         Some((*name, joined))

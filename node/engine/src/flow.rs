@@ -18,30 +18,31 @@ const LINK_GAIN: f64 = 2.0;
 
 /// One peer's delivery, all swarms together.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Flow {
-    /// Pieces that may be in flight.
-    pub(crate) window: u32,
     /// Round trips that the window holds.
     gain: f64,
+    pub(crate) received_bytes: u64,
+    /// Shortest time from a request to its first byte.
+    delay_min: Option<Duration>,
+    gap_mean: Option<f64>,
+    gap_deviation: f64,
+    epoch_started: Timestamp,
+    epoch_bytes: u64,
+    epoch_pieces: u32,
+    /// Pieces that may be in flight.
+    pub(crate) window: u32,
     pub(crate) in_flight: u32,
     pub(crate) in_flight_bytes: u64,
     /// Payload bytes per second, smoothed over epochs; zero while unknown.
     pub(crate) rate: f64,
-    pub(crate) received_bytes: u64,
-    /// Shortest time from a request to its first byte.
-    delay_min: Option<Duration>,
     /// Last payload, or the request that ended a time without any.
     pub(crate) life: Timestamp,
-    /// Last message of any kind: whoever talks is slow, not gone.
-    pub(crate) heard: Timestamp,
-    gap_mean: Option<f64>,
-    gap_deviation: f64,
     /// Stalls since the last life sign.
     pub(crate) stalls: u32,
     pub(crate) stalled: bool,
-    epoch_started: Timestamp,
-    epoch_bytes: u64,
-    epoch_pieces: u32,
+    /// Last message of any kind: whoever talks is slow, not gone.
+    pub(crate) heard: Timestamp,
 }
 
 impl Flow {

@@ -1,4 +1,4 @@
-//! Maps by peer, by piece and by digest.
+//! Maps by peer and by digest, and lists by number.
 //!
 //! Every message is looked up by several of them, and what that costs is memory touched. These maps keep a few bytes
 //! of all keys side by side, so that a look goes through a few cache lines one after the other and then to the value,
@@ -10,6 +10,7 @@ use std::fmt::{Debug, Formatter};
 
 use hashbrown::HashTable;
 use shoal_types::{Digest, PeerId};
+use smallvec::SmallVec;
 
 /// What is looked up by. Keys and digests are spread evenly, so that their first bytes nearly always tell them apart. Whoever
 /// makes some that are alike there makes a look as long as that many steps: of peers no more than have a credential and a
@@ -34,7 +35,7 @@ impl Key for Digest {
 }
 
 /// That of FxHash (Firefox, rustc).
-pub(crate) const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
+const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
 
 /// A table takes places from the low bits and tells neighbours apart by the seven highest.
 fn hash_of(head: u64) -> u64 {
@@ -48,23 +49,28 @@ fn short(head: u64) -> u16 {
     (head.wrapping_mul(FACTOR) >> 48) as u16
 }
 
+/// What maps keep of a head to tell at once that it is not the one found last.
+fn half(head: u64) -> u32 {
+    (head >> u32::BITS) as u32
+}
+
 /// Keys that are gone through one after the other: their heads fill four cache lines, which are fetched at once. A table's places are
 /// found in two, the one after the other.
 const SCANNED_MAX: usize = 128;
 
-/// A map. See the module's documentation.
+/// A map, as large as a cache line. See the module's documentation.
 pub(crate) struct Map<K, V> {
     heads: Vec<u16>,
     entries: Vec<(K, V)>,
-    /// Places by key, of more than [`SCANNED_MAX`] keys; else empty.
-    table: HashTable<usize>,
-    /// What was found last, which is looked for again more often than not: its head and place.
-    last: Cell<(u64, usize)>,
+    /// Places by key, of more than [`SCANNED_MAX`] keys; else none.
+    table: Option<Box<HashTable<usize>>>,
+    /// What was found last, which is looked for again more often than not: half of its head, and its place.
+    last: Cell<(u32, u32)>,
 }
 
 impl<K, V> Default for Map<K, V> {
     fn default() -> Self {
-        Self { heads: Vec::new(), entries: Vec::new(), table: HashTable::new(), last: Cell::new((0, 0)) }
+        Self { heads: Vec::new(), entries: Vec::new(), table: None, last: Cell::default() }
     }
 }
 
@@ -84,18 +90,24 @@ impl<K: Key, V> Map<K, V> {
     fn place_of(&self, key: &K) -> Option<usize> {
         let head = key.head();
         let (known, last) = self.last.get();
-        if known == head && self.is_at(last, key) { Some(last) } else { self.look_for(head, key) }
+        let last = last as usize;
+        if known == half(head) && self.is_at(last, key) { Some(last) } else { self.look_for(head, key) }
     }
 
     #[inline(never)]
     fn look_for(&self, head: u64, key: &K) -> Option<usize> {
-        let place = if self.table.is_empty() {
-            self.scan(head, key)?
-        } else {
-            *self.table.find(hash_of(head), |place| self.is_at(*place, key))?
+        let place = match &self.table {
+            None => self.scan(head, key)?,
+            Some(table) => *table.find(hash_of(head), |place| self.is_at(*place, key))?,
         };
-        self.last.set((head, place));
+        self.note_last(head, place);
         Some(place)
+    }
+
+    /// Notes what was found. Whatever is noted, a look compares the whole key.
+    #[inline]
+    fn note_last(&self, head: u64, place: usize) {
+        self.last.set((half(head), u32::try_from(place).unwrap_or(u32::MAX)));
     }
 
     fn scan(&self, head: u64, key: &K) -> Option<usize> {
@@ -119,7 +131,7 @@ impl<K: Key, V> Map<K, V> {
     /// The place of a key that was at `place` once, most likely still is, and will be looked for again.
     pub(crate) fn recall(&self, key: &K, place: usize) -> Option<usize> {
         if self.is_at(place, key) {
-            self.last.set((key.head(), place));
+            self.note_last(key.head(), place);
             return Some(place);
         }
         self.place_of(key)
@@ -178,15 +190,20 @@ impl<K: Key, V> Map<K, V> {
         let (place, head) = (self.entries.len(), key.head());
         self.heads.push(short(head));
         self.entries.push((key, value));
-        self.last.set((head, place));
+        self.note_last(head, place);
         let entries = &self.entries;
         let hash = |place: &usize| entries.get(*place).map_or(0, |(key, _)| hash_of(key.head()));
-        if !self.table.is_empty() {
-            self.table.insert_unique(hash_of(head), place, hash);
-        } else if self.entries.len() > SCANNED_MAX {
-            for place in 0..self.entries.len() {
-                self.table.insert_unique(hash(&place), place, hash);
+        match &mut self.table {
+            Some(table) => {
+                table.insert_unique(hash_of(head), place, hash);
             }
+            None if entries.len() > SCANNED_MAX => {
+                let table = self.table.insert(Box::new(HashTable::with_capacity(entries.len())));
+                for place in 0..entries.len() {
+                    table.insert_unique(hash(&place), place, hash);
+                }
+            }
+            None => {}
         }
     }
 
@@ -195,13 +212,13 @@ impl<K: Key, V> Map<K, V> {
         let place = self.place_of(key)?;
         let last = self.entries.len().saturating_sub(1);
         if self.entries.len() <= SCANNED_MAX / 2 {
-            self.table.clear();
-        } else if !self.table.is_empty() {
+            self.table = None;
+        } else if let Some(table) = &mut self.table {
             let hash = |place: usize| self.entries.get(place).map_or(0, |(key, _)| hash_of(key.head()));
-            if let Ok(found) = self.table.find_entry(hash(place), |known| *known == place) {
+            if let Ok(found) = table.find_entry(hash(place), |known| *known == place) {
                 found.remove();
             }
-            if let Some(moved) = self.table.find_mut(hash(last), |known| *known == last) {
+            if let Some(moved) = table.find_mut(hash(last), |known| *known == last) {
                 *moved = place;
             }
         }
@@ -223,10 +240,6 @@ impl<K: Key, V> Map<K, V> {
 
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.entries.iter_mut().map(|(_, value)| value)
-    }
-
-    pub(crate) fn into_values(self) -> impl Iterator<Item = V> {
-        self.entries.into_iter().map(|(_, value)| value)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -262,18 +275,18 @@ impl<K: Key> Set<K> {
     }
 }
 
-/// Few values by number, side by side in order of the numbers.
+/// Few values by number, side by side in order of the numbers. Up to `INLINE` of them need no memory of their own.
 #[derive(Clone, Debug)]
-pub(crate) struct Sorted<V>(Vec<(u32, V)>);
+pub(crate) struct Sorted<V, N = u32, const INLINE: usize = 0>(SmallVec<[(N, V); INLINE]>);
 
-impl<V> Default for Sorted<V> {
+impl<V, N, const INLINE: usize> Default for Sorted<V, N, INLINE> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(SmallVec::new())
     }
 }
 
-impl<V> Sorted<V> {
-    fn search(&self, number: u32) -> Result<usize, usize> {
+impl<V, N: Copy + Ord, const INLINE: usize> Sorted<V, N, INLINE> {
+    fn search(&self, number: N) -> Result<usize, usize> {
         // What comes in order goes behind the last.
         match self.0.last() {
             Some((last, _)) if *last < number => Err(self.0.len()),
@@ -281,21 +294,21 @@ impl<V> Sorted<V> {
         }
     }
 
-    pub(crate) fn get(&self, number: u32) -> Option<&V> {
+    pub(crate) fn get(&self, number: N) -> Option<&V> {
         self.search(number).ok().and_then(|place| self.0.get(place)).map(|(_, value)| value)
     }
 
-    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut V> {
+    pub(crate) fn get_mut(&mut self, number: N) -> Option<&mut V> {
         let place = self.search(number).ok()?;
         self.0.get_mut(place).map(|(_, value)| value)
     }
 
-    pub(crate) fn contains(&self, number: u32) -> bool {
+    pub(crate) fn contains(&self, number: N) -> bool {
         self.search(number).is_ok()
     }
 
     /// Puts a value in; returns the one that was there.
-    pub(crate) fn insert(&mut self, number: u32, value: V) -> Option<V> {
+    pub(crate) fn insert(&mut self, number: N, value: V) -> Option<V> {
         match self.search(number) {
             Ok(place) => self.0.get_mut(place).map(|(_, known)| std::mem::replace(known, value)),
             Err(place) => {
@@ -305,20 +318,20 @@ impl<V> Sorted<V> {
         }
     }
 
-    pub(crate) fn remove(&mut self, number: u32) -> Option<V> {
+    pub(crate) fn remove(&mut self, number: N) -> Option<V> {
         self.search(number).ok().map(|place| self.0.remove(place).1)
     }
 
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(u32, &V) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(N, &V) -> bool) {
         self.0.retain(|(number, value)| keep(*number, value));
     }
 
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (u32, &V)> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (N, &V)> {
         self.0.iter().map(|(number, value)| (*number, value))
     }
 
     /// The values, from the first behind `number` on and around.
-    pub(crate) fn around(&self, number: u32) -> impl Iterator<Item = &V> {
+    pub(crate) fn around(&self, number: N) -> impl Iterator<Item = &V> {
         let first = self.0.partition_point(|(known, _)| *known <= number);
         let (before, behind) = self.0.split_at_checked(first).unwrap_or((&self.0, &[]));
         behind.iter().chain(before).map(|(_, value)| value)
@@ -328,7 +341,11 @@ impl<V> Sorted<V> {
         self.0.iter().map(|(_, value)| value)
     }
 
-    pub(crate) fn into_iter(self) -> impl Iterator<Item = (u32, V)> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (N, &mut V)> {
+        self.0.iter_mut().map(|(number, value)| (*number, value))
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = (N, V)> {
         self.0.into_iter()
     }
 
@@ -344,7 +361,6 @@ impl<V> Sorted<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::BlobName;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -397,7 +413,7 @@ mod tests {
         /// Against the standard library's.
         #[test]
         fn is_a_map_in_order_of_numbers(ops in prop::collection::vec((0u8..3, 0u32..30), 0..200)) {
-            let mut sorted = Sorted::default();
+            let mut sorted = Sorted::<_, u32, 2>::default();
             let mut model = std::collections::BTreeMap::new();
             for (count, (op, number)) in ops.into_iter().enumerate() {
                 match op {
@@ -430,9 +446,7 @@ mod tests {
         let peers = places(
             (0..1024).map(|n| PeerId::from_public_key(*digest(n).as_bytes().first_chunk::<32>().unwrap())),
         );
-        let blobs = places((0..1024).map(BlobName::of));
-        let pieces = places((0..1024).map(|n| (BlobName::of(3), n)));
-        for (low, high) in [places((0..1024).map(digest)), peers, blobs, pieces] {
+        for (low, high) in [places((0..1024).map(digest)), peers] {
             assert!(low > 600 && high == 128, "{low} {high}");
         }
     }

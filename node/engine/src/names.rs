@@ -3,9 +3,9 @@
 //! A digest is 65 bytes. What is looked up, compared and handed on all the time is a number instead, by which an engine knows a
 //! blob as long as it has to do with it.
 
-use shoal_types::{Digest, PieceIndex};
+use shoal_types::Digest;
 
-use crate::keyed::{FACTOR, Key, Map};
+use crate::keyed::Map;
 
 /// One engine's number for a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,27 +15,6 @@ pub(crate) struct BlobName(u32);
 impl BlobName {
     pub(crate) fn of(number: u32) -> Self {
         Self(number)
-    }
-}
-
-impl Key for BlobName {
-    #[inline]
-    fn head(&self) -> u64 {
-        u64::from(self.0).wrapping_mul(FACTOR)
-    }
-}
-
-impl Key for (BlobName, u32) {
-    #[inline]
-    fn head(&self) -> u64 {
-        (u64::from(self.0.0) << u32::BITS | u64::from(self.1)).wrapping_mul(FACTOR)
-    }
-}
-
-impl Key for (BlobName, PieceIndex) {
-    #[inline]
-    fn head(&self) -> u64 {
-        (self.0, self.1.get()).head()
     }
 }
 

@@ -124,17 +124,18 @@ impl Names {
 
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Timers {
+    /// The first of `by_time`: asked for after every input.
+    first: Option<Timestamp>,
     /// Numbers of timers by time and, at one time, in the order in which they were set.
     by_time: BTreeMap<Place, usize>,
+    /// Times that a deadline was set.
+    sets: u64,
     by_name: Names,
     /// Timers by number, and the numbers that are free.
     names: Vec<Timer>,
     unused: Vec<usize>,
-    /// The first of `by_time`: asked for after every input.
-    first: Option<Timestamp>,
-    /// Times that a deadline was set.
-    sets: u64,
 }
 
 impl Timers {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use shoal_types::{PeerId, PieceIndex, Timestamp};
 
 use crate::config::EngineConfig;
-use crate::keyed::{Map, Set};
+use crate::keyed::{Map, Set, Sorted};
 use crate::message::Channel;
 use crate::names::BlobName;
 use active::{Active, Sending};
@@ -62,7 +62,7 @@ impl Job {
 struct Queue {
     same_zone: bool,
     waiting: VecDeque<Job>,
-    active: Map<(BlobName, PieceIndex), Sending>,
+    active: Sorted<Sending, (BlobName, PieceIndex), 1>,
     served_bytes: u64,
 }
 
@@ -111,7 +111,7 @@ impl Uploads {
         }
         let Some(queue) = self.queues.get_mut(&peer) else { return false };
         let same = |other: &Job| other.name == job.name && other.piece == job.piece;
-        if queue.waiting.iter().any(same) || queue.active.contains_key(&(job.name, job.piece)) {
+        if queue.waiting.iter().any(same) || queue.active.contains((job.name, job.piece)) {
             return true;
         }
         // A first copy is nowhere else to be had: whoever asks for one may always wait for one.
@@ -200,7 +200,7 @@ impl Uploads {
         piece: PieceIndex,
         whole: bool,
     ) -> bool {
-        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.swap_remove(&(name, piece)));
+        let active = self.queues.get_mut(peer).and_then(|queue| queue.active.remove((name, piece)));
         let Some(sending) = active else { return false };
         self.note(peer);
         let carried = self.active.end(now, &sending, whole);
@@ -225,7 +225,7 @@ impl Uploads {
     pub(crate) fn blobs(&self) -> impl Iterator<Item = BlobName> {
         self.queues.values().flat_map(|queue| {
             let waiting = queue.waiting.iter().map(|job| job.name);
-            waiting.chain(queue.active.keys().map(|(name, _)| *name))
+            waiting.chain(queue.active.iter().map(|((name, _), _)| name))
         })
     }
 
@@ -240,7 +240,7 @@ impl Uploads {
         let before = queue.waiting.len();
         queue.waiting.retain(|job| job.name != name || job.piece != piece);
         self.waiting = self.waiting.saturating_sub(before.saturating_sub(queue.waiting.len()));
-        let sending = queue.active.contains_key(&(name, piece));
+        let sending = queue.active.contains((name, piece));
         self.note(peer);
         sending
     }
@@ -259,7 +259,7 @@ impl Uploads {
         self.turned_away.swap_remove(peer);
         if let Some(queue) = self.queues.swap_remove(peer) {
             self.waiting = self.waiting.saturating_sub(queue.waiting.len());
-            for sending in queue.active.into_values() {
+            for (_, sending) in queue.active.into_iter() {
                 self.active.end(now, &sending, false);
             }
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shoal_types::{PeerId, Zone};
+use smallvec::smallvec;
 
 use super::Engine;
 use super::connections::TICK_MIN;
@@ -141,7 +142,7 @@ impl Engine {
         match blob.pending.get_mut(number) {
             Some(Pending::Requested(asked)) => asked.push(peer),
             Some(Pending::Verifying { .. } | Pending::Backend { .. }) => return,
-            None => drop(blob.pending.insert(number, Pending::Requested(vec![peer]))),
+            None => drop(blob.pending.insert(number, Pending::Requested(smallvec![peer]))),
         }
         let link = (!same_zone).then(|| known.zone.clone());
         if let Some(zone) = &link {
@@ -187,10 +188,10 @@ impl Engine {
     }
 
     /// The window of a peer has changed.
-    pub(super) fn window_changed(&self, peer: PeerId) {
-        let Some(known) = self.peers.get(&peer) else { return };
+    pub(super) fn window_changed(&self, peer: PeerId, before: u32, after: u32) {
+        let Some(known) = self.peers.get(&peer).filter(|_| before != after) else { return };
         for swarm in known.blobs().filter_map(|name| self.swarms.get(name)) {
-            swarm.window_max.set(None);
+            swarm.note_window(before, after);
         }
     }
 

@@ -102,7 +102,8 @@ impl Engine {
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
         // Whatever is filled meanwhile does not count on it.
-        self.window_changed(peer);
+        let window = self.peers.get(&peer).map_or(0, |known| known.flow.window);
+        self.window_changed(peer, window, 0);
         let Some(gone) = self.peers.swap_remove(&peer) else { return };
         self.note_zones();
         self.uploads.remove(self.now, &peer);
@@ -187,9 +188,9 @@ impl Engine {
         if flow.in_flight == 0 {
             // All of its requests were moved: one more chance, with a single piece.
             flow.stalled = false;
-            flow.window = 1;
+            let window = std::mem::replace(&mut flow.window, 1);
             let names: Vec<_> = known.blobs().collect();
-            self.window_changed(peer);
+            self.window_changed(peer, window, 1);
             for name in names {
                 self.fill_member(name, peer);
             }

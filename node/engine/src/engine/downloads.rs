@@ -209,9 +209,8 @@ impl Engine {
             if full {
                 known.flow.refused();
             }
-            if known.flow.window != window {
-                self.window_changed(peer);
-            }
+            let after = known.flow.window;
+            self.window_changed(peer, window, after);
         }
         self.request_ended(name, peer, channel, number, &outstanding);
         let next = if full { again } else { pause };
@@ -282,7 +281,7 @@ impl Engine {
         let before = blob.pending.insert(number, Pending::Verifying { from: peer, since: at });
         let asked_twice = matches!(before, Some(Pending::Requested(asked)) if asked.len() > 1);
         let first = (arrived_bytes == 0).then_some(waited);
-        let window = |own: &Self| own.peers.get(&peer).map(|known| known.flow.window);
+        let window = |own: &Self| own.peers.get(&peer).map_or(0, |known| known.flow.window);
         let window_before = window(self);
         let flow = self.peers.get_mut(&peer).map(|known| &mut known.flow);
         let link_flow = link.as_ref().and_then(|zone| self.links.get_mut(zone));
@@ -291,9 +290,7 @@ impl Engine {
             flow.settled(bytes);
             flow.piece_arrived(&self.config, now, piece_bytes);
         }
-        if window(self) != window_before {
-            self.window_changed(peer);
-        }
+        self.window_changed(peer, window_before, window(self));
         self.hold(name, number, bytes);
         self.wish(name, |digest| Effect::VerifyPiece { digest, piece, buffer, from: peer });
         if asked_twice {
@@ -325,7 +322,7 @@ impl Engine {
     }
 
     fn unhold(&mut self, name: BlobName, number: u32) {
-        if let Some(bytes) = self.verifying.swap_remove(&(name, number)) {
+        if let Some(bytes) = self.verifying.remove((name, number)) {
             self.release(bytes);
         }
     }

@@ -476,7 +476,7 @@ impl Engine {
         }
         let Some(next) = known.next_channel.checked_add(1) else { return false };
         let channel = std::mem::replace(&mut known.next_channel, next);
-        let place = swarm.members.len();
+        let place = u32::try_from(swarm.members.len()).unwrap_or(u32::MAX);
         known.channels.insert(channel, Shared { name, place });
         self.timers.cancel(Timer::Idle(peer));
         let same_zone = known.zone == self.zone;

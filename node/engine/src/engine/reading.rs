@@ -11,7 +11,7 @@ use crate::timers::Timer;
 
 impl Engine {
     pub(super) fn reader_opened(&mut self, reader: ReaderId, name: BlobName, want: ReaderWant) {
-        if self.readers.contains_key(&reader) {
+        if self.readers.contains(reader) {
             return;
         }
         if !self.swarms.contains(name) && self.swarms.len() >= self.config.swarms_max && !self.evict_swarm() {
@@ -38,12 +38,12 @@ impl Engine {
     }
 
     pub(super) fn reader_moved(&mut self, reader: ReaderId, offset: u64) {
-        let Some(name) = self.readers.get(&reader).copied() else { return };
+        let Some(name) = self.readers.get(reader).copied() else { return };
         let Some(swarm) = self.swarms.get_mut(name) else { return };
         let layout = swarm.blob.as_ref().map(|blob| blob.layout);
         let window_bytes = self.config.reader_window_bytes;
         let mut changed = false;
-        if let Some(reader) = swarm.readers.get_mut(&reader) {
+        if let Some(reader) = swarm.readers.get_mut(reader) {
             let window = |reader: &Reader| layout.as_ref().map(|layout| reader.window(layout, window_bytes));
             let before = window(reader);
             reader.moved(offset, layout.as_ref());
@@ -57,9 +57,9 @@ impl Engine {
     }
 
     pub(super) fn reader_closed(&mut self, reader: ReaderId) {
-        let Some(name) = self.readers.remove(&reader) else { return };
+        let Some(name) = self.readers.remove(reader) else { return };
         let Some(swarm) = self.swarms.get_mut(name) else { return };
-        let closed = swarm.readers.remove(&reader);
+        let closed = swarm.readers.remove(reader);
         let payload = closed.is_some_and(|reader| reader.want != ReaderWant::Metainfo);
         if swarm.readers.is_empty() && payload {
             swarm.unread_since = Some(self.now);
@@ -76,15 +76,15 @@ impl Engine {
         for (id, reader) in swarm.readers.iter_mut().filter(|(_, reader)| !reader.started) {
             reader.advanced = now;
             if reader.start(&blob.layout) {
-                self.out.push(Effect::ReaderStarted { reader: *id, metainfo: blob.metainfo.clone() });
+                self.out.push(Effect::ReaderStarted { reader: id, metainfo: blob.metainfo.clone() });
             } else {
-                beyond.push(*id);
+                beyond.push(id);
             }
         }
         let size = blob.layout.size();
         for reader in beyond {
-            swarm.readers.remove(&reader);
-            self.readers.remove(&reader);
+            swarm.readers.remove(reader);
+            self.readers.remove(reader);
             self.out.push(Effect::ReaderFailed { reader, why: ReadError::Range { size } });
         }
         self.advance_readers(name);
@@ -94,21 +94,21 @@ impl Engine {
         let now = self.now;
         let Some(swarm) = self.swarms.get_mut(name) else { return };
         let Some(blob) = &swarm.blob else { return };
-        for (id, reader) in &mut swarm.readers {
+        for (id, reader) in swarm.readers.iter_mut() {
             let told = reader.advance(now, &blob.layout, &blob.have, blob.complete);
             if let Some(until) = told.until {
-                self.out.push(Effect::ReaderAdvance { reader: *id, until });
+                self.out.push(Effect::ReaderAdvance { reader: id, until });
             }
             if told.done {
-                self.out.push(Effect::ReaderDone { reader: *id });
+                self.out.push(Effect::ReaderDone { reader: id });
             }
         }
     }
 
     pub(super) fn fail_readers(&mut self, name: BlobName, why: &ReadError) {
         let Some(swarm) = self.swarms.get_mut(name) else { return };
-        for (reader, state) in std::mem::take(&mut swarm.readers) {
-            self.readers.remove(&reader);
+        for (reader, state) in std::mem::take(&mut swarm.readers).into_iter() {
+            self.readers.remove(reader);
             if !state.done {
                 self.out.push(Effect::ReaderFailed { reader, why: why.clone() });
             }

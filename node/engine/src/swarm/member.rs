@@ -46,24 +46,10 @@ struct Interest {
 
 /// A connected peer that was asked to share, or asks to.
 ///
-/// What is looked at of every member whenever a piece comes stands at the beginning, in one or two cache lines.
+/// What is looked at of every member whenever a piece comes stands at the end, in one or two cache lines, before the key it is kept with.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Member {
-    pub(crate) pieces: Option<Bitfield>,
-    /// Pieces it refused and until when not to ask again.
-    pub(crate) refused: Sorted<Refusal>,
-    interest: Cell<Interest>,
-    pub(crate) join_sent: bool,
-    pub(crate) same_zone: bool,
-    pub(crate) probe: bool,
-    pub(crate) bitfield_sent: bool,
-    /// Its channel, once it joined.
-    pub(crate) their_channel: Option<Channel>,
-    /// Its queue is full, or it refuses whatever it is asked for: it is asked for nothing before this.
-    pub(crate) full_until: Timestamp,
-    pub(crate) outstanding: Sorted<Outstanding>,
-    pub(crate) our_channel: Channel,
     /// Pieces it refused since it last sent one.
     pub(crate) refusals: u32,
     pub(crate) since: Timestamp,
@@ -78,6 +64,20 @@ pub(crate) struct Member {
     pub(crate) uncounted: bool,
     /// It anchors blobs, and imports those that it wants.
     pub(crate) origin: bool,
+    pub(crate) our_channel: Channel,
+    pub(crate) outstanding: Sorted<Outstanding>,
+    /// Its queue is full, or it refuses whatever it is asked for: it is asked for nothing before this.
+    pub(crate) full_until: Timestamp,
+    /// Its channel, once it joined.
+    pub(crate) their_channel: Option<Channel>,
+    pub(crate) join_sent: bool,
+    pub(crate) same_zone: bool,
+    pub(crate) probe: bool,
+    pub(crate) bitfield_sent: bool,
+    interest: Cell<Interest>,
+    /// Pieces it refused and until when not to ask again.
+    pub(crate) refused: Sorted<Refusal>,
+    pub(crate) pieces: Option<Bitfield>,
 }
 
 impl Member {

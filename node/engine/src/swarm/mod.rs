@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo, Zone};
+use smallvec::SmallVec;
 
 use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
@@ -30,7 +31,7 @@ use zones::ZoneRanks;
 #[derive(Debug)]
 pub(crate) enum Pending {
     /// Peers were asked for it; more than one only at the end.
-    Requested(Vec<PeerId>),
+    Requested(SmallVec<[PeerId; 1]>),
     /// It arrived; the peer is `None` for the backend.
     Verifying { from: PeerId, since: Timestamp },
     /// The local backend was asked for it.
@@ -51,33 +52,34 @@ pub(crate) struct Given {
 
 /// A blob whose metainfo is known.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Blob {
-    pub(crate) metainfo: Arc<Metainfo>,
-    pub(crate) vouched: Option<Arc<VouchedMetainfo>>,
-    pub(crate) layout: PieceLayout,
+    pub(crate) picker: Picker,
     /// Verified pieces in the store.
     pub(crate) have: Bitfield,
-    pub(crate) complete: bool,
-    pub(crate) finishing: bool,
-    /// Since when its pieces have been known.
-    pub(crate) since: Timestamp,
+    pub(crate) layout: PieceLayout,
     /// The first piece that may be missing: all before it are here.
     pub(crate) front: u32,
-    pub(crate) picker: Picker,
+    pub(crate) complete: bool,
+    pub(crate) finishing: bool,
+    /// The own zone has a seeder or an origin in the swarm.
+    pub(crate) zone_source: bool,
+    /// When the zone last got on by itself.
+    pub(crate) zone_progress: Timestamp,
     pub(crate) pending: Sorted<Pending>,
     /// To whom a lone seeder gave the first copy of a piece.
     pub(crate) given: BTreeMap<u32, Given>,
+    pub(crate) metainfo: Arc<Metainfo>,
+    pub(crate) vouched: Option<Arc<VouchedMetainfo>>,
+    /// Since when its pieces have been known.
+    pub(crate) since: Timestamp,
     /// Pieces sent to somebody before the blob was complete here: none of them is in `given`.
     pub(crate) given_before: Bitfield,
     /// To whom of another zone a seeder gave one of the first pieces.
     pub(crate) given_abroad: BTreeMap<(u32, Zone), PeerId>,
     pub(crate) zone_ranks: ZoneRanks,
-    /// When the zone last got on by itself.
-    pub(crate) zone_progress: Timestamp,
     /// Others of the own zone that fetch the blob too.
     pub(crate) zone_leechers: usize,
-    /// The own zone has a seeder or an origin in the swarm.
-    pub(crate) zone_source: bool,
 }
 
 impl Blob {
@@ -138,16 +140,19 @@ impl Blob {
 }
 
 /// One blob this process reads, downloads or serves.
+///
+/// What most inputs look at stands at the beginning.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Swarm {
-    pub(crate) name: BlobName,
-    pub(crate) digest: Digest,
-    pub(crate) started: Timestamp,
-    /// The local store has not answered yet.
-    pub(crate) opening: bool,
+    pub(crate) members: Map<PeerId, Member>,
+    /// Pieces that came and that members are to be told of, in the order of the members.
+    pub(crate) news: News,
     /// The metainfo, once known.
     pub(crate) blob: Option<Blob>,
-    pub(crate) members: Map<PeerId, Member>,
+    pub(crate) readers: Sorted<Reader, ReaderId>,
+    /// When the last reader left.
+    pub(crate) unread_since: Option<Timestamp>,
     /// Members of other zones.
     foreign_members: usize,
     /// Requests in flight at members of the own zone.
@@ -156,21 +161,21 @@ pub(crate) struct Swarm {
     pub(crate) window_max: Cell<Option<u32>>,
     /// Members with the whole blob and the place of the last, where they were counted and none has changed since.
     seeders: Cell<Option<(usize, usize)>>,
-    pub(crate) readers: BTreeMap<ReaderId, Reader>,
-    pub(crate) search: Search,
+    /// The local store has not answered yet.
+    pub(crate) opening: bool,
     /// This process owns the blob and answers with authority.
     pub(crate) owner: bool,
-    pub(crate) backend_down: bool,
     pub(crate) in_backend: bool,
-    pub(crate) backend_failures: u32,
-    pub(crate) backend_retry: Timestamp,
-    /// Pieces that came and that members are to be told of, in the order of the members.
-    pub(crate) news: News,
+    pub(crate) backend_down: bool,
     pub(crate) provided: bool,
     /// Since when nobody could be asked for anything that is missing.
     pub(crate) starved: Option<Timestamp>,
-    /// When the last reader left.
-    pub(crate) unread_since: Option<Timestamp>,
+    pub(crate) name: BlobName,
+    pub(crate) digest: Digest,
+    pub(crate) started: Timestamp,
+    pub(crate) search: Search,
+    pub(crate) backend_failures: u32,
+    pub(crate) backend_retry: Timestamp,
 }
 
 impl Swarm {
@@ -186,7 +191,7 @@ impl Swarm {
             near_in_flight: 0,
             window_max: Cell::new(None),
             seeders: Cell::new(None),
-            readers: BTreeMap::new(),
+            readers: Sorted::default(),
             search: Search::default(),
             owner: false,
             backend_down: false,
@@ -198,6 +203,14 @@ impl Swarm {
             starved: None,
             unread_since: None,
         }
+    }
+
+    /// The window of a member has changed.
+    pub(crate) fn note_window(&self, before: u32, after: u32) {
+        let longest = self.window_max.get();
+        // One that was the longest may have been so alone.
+        let known = longest.filter(|longest| after >= *longest || before < *longest);
+        self.window_max.set(known.map(|longest| longest.max(after)));
     }
 
     pub(crate) fn is_complete(&self) -> bool {

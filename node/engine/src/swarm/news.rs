@@ -24,15 +24,16 @@ impl Owed {
 /// The pieces that came, and how far members know of them. What is looked at of every member whenever some are told stands side by
 /// side.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct News {
+    /// In the order of the members.
+    owed: Vec<Owed>,
     /// In the order in which they came.
     pieces: Vec<u32>,
     /// How many of them members of the own zone were told of, or are owed.
     near: usize,
     /// The same for other zones.
     far: usize,
-    /// In the order of the members.
-    owed: Vec<Owed>,
 }
 
 impl News {

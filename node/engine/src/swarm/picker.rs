@@ -10,11 +10,12 @@ const NOWHERE: u32 = u32::MAX;
 /// Wanted pieces in buckets by how many partial peers have them. Peers with the whole blob count for every piece
 /// alike and so are left out. Every operation but [`Self::pick`] takes constant time.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Picker {
-    availability: Vec<u16>,
-    position: Vec<u32>,
     /// The wanted pieces, a bit each.
     bits: Vec<u64>,
+    availability: Vec<u16>,
+    position: Vec<u32>,
     /// Shuffled by the engine's seed, so that engines that know the same ask for different pieces.
     buckets: Vec<Vec<u32>>,
     wanted: usize,
@@ -42,7 +43,8 @@ impl Picker {
     }
 
     pub(crate) fn is_wanted(&self, piece: u32) -> bool {
-        self.position.get(piece as usize).is_some_and(|place| *place != NOWHERE)
+        let word = self.bits.get((piece / u64::BITS) as usize);
+        word.is_some_and(|word| word >> (piece % u64::BITS) & 1 > 0)
     }
 
     /// How many partial peers have `piece`.
