@@ -175,35 +175,41 @@ impl Link {
     }
 }
 
+/// Connections among which one is found by counting those before it: all cache lines of them are fetched at once, where a binary search
+/// waits for one after the other.
+const COUNTED_MAX: usize = 256;
+
+/// What most events look at stands at the beginning, in few cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Node {
-    pub(crate) spec: NodeSpec,
     pub(crate) engine: Engine,
-    /// What reached it while it was stopped.
-    pub(crate) missed: VecDeque<Event>,
     /// The next wake-up that is arranged.
     pub(crate) wake: u64,
+    /// Until then something may come over a connection that is not there any more, or is cut.
+    look_until: u64,
+    pub(crate) trace_hash: u64,
     /// The other ends of its connections, in order.
     others: Vec<u32>,
     /// A connection each.
     links: Vec<Link>,
-    /// Until then something may come over a connection that is not there any more, or is cut.
-    look_until: u64,
+    pub(crate) disk_free: u64,
+    pub(crate) disk: BTreeMap<u32, Held>,
+    pub(crate) readers: Vec<Opened>,
+    /// Payload the engine has not decided about: its name, and whether it is right.
+    pub(crate) buffers: Vec<(u64, bool)>,
+    pub(crate) buffers_made: u64,
+    pub(crate) tally: Tally,
+    pub(crate) spec: NodeSpec,
+    /// What reached it while it was stopped.
+    pub(crate) missed: VecDeque<Event>,
     /// Whom it refuses.
     pub(crate) bans: BTreeSet<u32>,
-    pub(crate) disk: BTreeMap<u32, Held>,
-    pub(crate) disk_free: u64,
     pub(crate) backend: BTreeSet<u32>,
     pub(crate) backend_down: bool,
     pub(crate) backend_free: u64,
     pub(crate) accept_free: u64,
-    /// Payload the engine has not decided about: its name, and whether it is right.
-    pub(crate) buffers: Vec<(u64, bool)>,
-    pub(crate) buffers_made: u64,
-    pub(crate) readers: Vec<Opened>,
-    pub(crate) tally: Tally,
     pub(crate) random: rand_pcg::Pcg64,
-    pub(crate) trace_hash: u64,
 }
 
 impl Node {
@@ -232,8 +238,17 @@ impl Node {
         }
     }
 
+    /// Where the connection to another node is, or would be.
+    fn place(&self, other: u32) -> Result<usize, usize> {
+        if self.others.len() > COUNTED_MAX {
+            return self.others.binary_search(&other);
+        }
+        let place = self.others.iter().map(|known| u32::from(*known < other)).sum::<u32>() as usize;
+        if self.others.get(place) == Some(&other) { Ok(place) } else { Err(place) }
+    }
+
     pub(crate) fn link(&self, other: u32) -> Option<&Link> {
-        self.others.binary_search(&other).ok().and_then(|at| self.links.get(at))
+        self.place(other).ok().and_then(|at| self.links.get(at))
     }
 
     /// Whether what comes over a connection may find none, or one that is cut. Otherwise whoever sent it was connected, and so is
@@ -249,13 +264,13 @@ impl Node {
 
     /// The link to another node, whichever connection's it is.
     pub(crate) fn any_link_mut(&mut self, other: u32) -> Option<&mut Link> {
-        let at = self.others.binary_search(&other).ok()?;
+        let at = self.place(other).ok()?;
         self.links.get_mut(at)
     }
 
     /// The link to another node, if it is still that connection's.
     pub(crate) fn link_mut(&mut self, other: u32, serial: u32) -> Option<&mut Link> {
-        let at = self.others.binary_search(&other).ok()?;
+        let at = self.place(other).ok()?;
         self.links.get_mut(at).filter(|link| link.serial == serial)
     }
 
@@ -263,7 +278,7 @@ impl Node {
         if link.cut {
             self.always_look();
         }
-        if let Err(at) = self.others.binary_search(&other) {
+        if let Err(at) = self.place(other) {
             self.others.insert(at, other);
             self.links.insert(at, link);
         }
@@ -271,7 +286,7 @@ impl Node {
 
     /// Takes a link out, if it is still that connection's. What is on the way over it comes until `late`.
     pub(crate) fn remove_link(&mut self, other: u32, serial: u32, late: u64) -> Option<Link> {
-        let at = self.others.binary_search(&other).ok()?;
+        let at = self.place(other).ok()?;
         if self.links.get(at)?.serial != serial {
             return None;
         }
@@ -296,4 +311,41 @@ impl Node {
 /// Time in nanoseconds for `bytes` at a rate.
 pub(crate) fn time_of(bytes: u64, bytes_per_sec: Option<u64>) -> u64 {
     bytes_per_sec.map_or(0, |rate| (u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1))) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_core::{Rng as _, SeedableRng as _};
+
+    #[test]
+    fn connections_are_found_however_many() {
+        let mut random = rand_pcg::Pcg64::seed_from_u64(3);
+        let peer = shoal_types::PeerId::from_public_key([1; 32]);
+        let engine = Engine::new(
+            shoal_engine::EngineConfig::default(),
+            peer,
+            Zone::default(),
+            0,
+            Timestamp::from_start(Duration::ZERO),
+        );
+        let mut node = Node::new(NodeSpec::default(), engine, rand_pcg::Pcg64::seed_from_u64(4));
+        let mut model = BTreeMap::new();
+        let number = |draw: u64| (draw % 1000) as u32;
+        for serial in 0..10_000 {
+            let other = number(random.next_u64());
+            // It fills, and empties again.
+            if serial / 2000 % 2 == 0 || random.next_u64().is_multiple_of(3) {
+                node.add_link(other, Link::new(other, serial, 0, false));
+                model.entry(other).or_insert(serial);
+            } else if let Some(serial) = model.remove(&other) {
+                assert_eq!(node.remove_link(other, serial, 0).map(|link| link.serial), Some(serial));
+            }
+            for other in [other, number(random.next_u64())] {
+                assert_eq!(node.link(other).map(|link| link.serial), model.get(&other).copied());
+            }
+            assert!(node.others.iter().eq(model.keys()));
+        }
+        assert!(model.len() > COUNTED_MAX);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use shoal_engine::Engine;
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_types::{PeerId, Timestamp};
 
@@ -227,34 +228,36 @@ impl Shard {
             return;
         }
         own.wake = u64::MAX;
-        if own.engine.poll_timeout().is_some_and(|at| at <= time) {
-            own.engine.handle_timeout(time);
-        }
-        self.carry_out(world, node);
+        self.act(world, node, |engine| {
+            if engine.poll_timeout().is_some_and(|at| at <= time) {
+                engine.handle_timeout(time);
+            }
+        });
     }
 
     pub(crate) fn deliver(&mut self, world: &World, node: u32, input: Input) {
         let now = self.time();
-        self.own(node).engine.handle_input(now, input);
-        self.carry_out(world, node);
+        self.act(world, node, |engine| engine.handle_input(now, input));
     }
 
-    fn carry_out(&mut self, world: &World, node: u32) {
+    /// Lets an engine act, and carries out what it wishes.
+    fn act(&mut self, world: &World, node: u32, act: impl FnOnce(&mut Engine)) {
         let now = self.now;
         let mut effects = std::mem::take(&mut self.effects);
         let own = self.own(node);
+        // All engines of the shard wish into one buffer, which stays in the processor's caches.
+        own.engine.exchange_effects(&mut effects);
+        act(&mut own.engine);
         own.engine.exchange_effects(&mut effects);
         let mut hash = own.trace_hash;
         for effect in effects.drain(..) {
             self.trace.effect(&mut hash, now, node, &effect);
             self.effect(world, node, effect);
         }
-        let own = self.own(node);
-        own.trace_hash = hash;
-        own.engine.exchange_effects(&mut effects);
         self.effects = effects;
         let limit = world.config.engine.buffer_bytes_max;
         let own = self.own(node);
+        own.trace_hash = hash;
         if own.engine.buffered_bytes() > limit {
             return self.violate(|| format!("node {node} buffers more than {limit} bytes"));
         }
