@@ -51,10 +51,29 @@ impl Engine {
         // What waits for room in the buffer gets none from the next peer either.
         self.hungry.remove(&name);
         while !order.is_empty() {
-            order.retain(|(_, _, peer)| !self.hungry.contains_key(&name) && self.request_one(name, *peer));
+            order.retain(|(foreign, seeder, peer)| {
+                !self.hungry.contains_key(&name)
+                    && (*foreign || !self.has_enough_in_flight(name, *seeder))
+                    && self.request_one(name, *peer)
+            });
         }
         self.fetch_from_backend(name);
         self.check_starved(name);
+    }
+
+    /// Whether a swarm may certainly ask no member of the own zone for more, be it a seeder or not: then there is no need to look at
+    /// each of them.
+    fn has_enough_in_flight(&self, name: BlobName, seeder: bool) -> bool {
+        let Some(swarm) = self.swarms.get(name) else { return true };
+        let Some(blob) = &swarm.blob else { return true };
+        let lone_seeder = swarm.lone_seeder();
+        !(lone_seeder && seeder)
+            && self.buffer_has_room(blob.layout.piece_bytes())
+            && !self.may_be_in_flight(swarm, swarm.in_flight(lone_seeder))
+    }
+
+    pub(super) fn buffer_has_room(&self, bytes: u32) -> bool {
+        self.buffered_bytes.saturating_add(bytes.into()) <= self.config.buffer_bytes_max
     }
 
     /// A download is over: the others have its part of what may be in flight.
@@ -98,7 +117,7 @@ impl Engine {
             self.timers.set_earlier(Timer::Fill(name), member.full_until);
             return false;
         }
-        if self.buffered_bytes.saturating_add(piece_bytes.into()) > self.config.buffer_bytes_max {
+        if !self.buffer_has_room(piece_bytes) {
             self.hungry.insert(name, piece_bytes);
             return false;
         }

@@ -88,7 +88,7 @@ impl Engine {
         // `last` itself comes at the very end.
         let last = self.fed.and_then(|last| later.remove_entry(&last));
         for (name, bytes) in later.into_iter().chain(waiting).chain(last) {
-            if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
+            if !self.buffer_has_room(bytes) {
                 self.hungry.insert(name, bytes);
             } else {
                 self.fed = Some(name);
@@ -441,7 +441,7 @@ impl Engine {
             let Some(number) = window.or_else(rarest) else { return };
             let Some(piece) = blob.layout.piece(number) else { return };
             let bytes = blob.layout.len_of(piece);
-            if self.buffered_bytes.saturating_add(bytes.into()) > self.config.buffer_bytes_max {
+            if !self.buffer_has_room(bytes) {
                 self.hungry.insert(name, bytes);
                 return;
             }
