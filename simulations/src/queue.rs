@@ -85,6 +85,11 @@ impl<E> Queue<E> {
         self.present.peek().map(|entry| entry.at)
     }
 
+    /// What comes next, if it is as near as what came last.
+    pub(crate) fn peek(&self) -> Option<&E> {
+        self.present.peek().map(|entry| &entry.event)
+    }
+
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
         self.next_at()?;
         self.present.pop().map(|entry| (entry.at, entry.event))

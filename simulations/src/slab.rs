@@ -21,6 +21,10 @@ impl<T> Slab<T> {
         u32::try_from(self.values.len() - 1).unwrap_or(u32::MAX)
     }
 
+    pub(crate) fn get(&self, place: u32) -> Option<&T> {
+        self.values.get(place as usize)?.as_ref()
+    }
+
     pub(crate) fn take(&mut self, place: u32) -> Option<T> {
         let value = self.values.get_mut(place as usize)?.take();
         if value.is_some() {

@@ -141,6 +141,8 @@ pub struct Engine {
     bad_signers: BTreeSet<(Digest, PeerId)>,
 }
 
+/// Swarms that are read beforehand: most processes have no more at a time.
+const TOUCHED_SWARMS: usize = 2;
 /// Wrong metainfo remembered at most. More means a broken origin, and then each is found out anew.
 const BAD_SIGNERS_MAX: usize = 1024;
 
@@ -191,6 +193,21 @@ impl Engine {
     #[must_use]
     pub fn with_roles(self, roles: Roles) -> Self {
         Self { roles, ..self }
+    }
+
+    /// Reads where [`Self::touch`] finds what it reads. Has no effect.
+    #[inline]
+    pub fn touch_head(&self) {
+        let read = self.peers.len() as u64 ^ self.buffered_bytes ^ self.hungry.len() as u64;
+        std::hint::black_box((read, self.timers.next()));
+    }
+
+    /// Reads what nearly every input looks at, for a process of so many engines that none of it is in the processor's caches: a
+    /// processor fetches at once what it knows the addresses of, and an input would ask for one after the other. Has no effect.
+    #[inline]
+    pub fn touch(&self) {
+        let swarms = self.swarms.values().take(TOUCHED_SWARMS).fold(0, |read, swarm| read ^ swarm.touch());
+        std::hint::black_box(self.peers.touch() ^ swarms);
     }
 
     /// Takes in a fact. What follows from it is polled with [`Self::poll_effect`].

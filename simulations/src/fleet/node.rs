@@ -238,6 +238,21 @@ impl Node {
         }
     }
 
+    /// Reads where [`Self::touch`] finds what it reads.
+    #[inline]
+    pub(crate) fn touch_head(&self) {
+        self.engine.touch_head();
+        std::hint::black_box(self.wake ^ self.links.len() as u64);
+    }
+
+    /// Reads what nearly every event looks at: of the connections, those of up to 64.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        self.engine.touch();
+        let other = |place: usize| self.others.get(place).copied().unwrap_or(0);
+        std::hint::black_box(other(0) ^ other(16) ^ other(32) ^ other(48));
+    }
+
     /// Where the connection to another node is, or would be.
     fn place(&self, other: u32) -> Result<usize, usize> {
         if self.others.len() > COUNTED_MAX {

@@ -92,7 +92,20 @@ impl Shard {
             let Some((at, event)) = self.queue.pop() else { return };
             self.now = at;
             self.events += 1;
+            self.touch(world, &event);
             self.happen(world, event);
+        }
+    }
+
+    /// Reads what an event that happens now will look at, and where the next one will find it. The nodes are larger than the
+    /// processor's caches: this way it waits for several places at once.
+    fn touch(&self, world: &World, event: &Event) {
+        self.node(event.node()).touch();
+        let Some(next) = self.queue.peek() else { return };
+        self.node(next.node()).touch_head();
+        if let Event::Message { from, message, .. } = next {
+            let message = self.messages.get(*message).map(|message| std::mem::discriminant(&**message));
+            std::hint::black_box((message, world.fact(*from).life));
         }
     }
 

@@ -205,6 +205,13 @@ impl Swarm {
         }
     }
 
+    /// Reads what most inputs look at.
+    #[inline]
+    pub(crate) fn touch(&self) -> u64 {
+        let blob = self.blob.as_ref().map_or(0, |blob| blob.front ^ blob.have.count());
+        u64::from(blob) ^ (self.members.len() ^ self.news.fresh(true) ^ self.readers.len()) as u64
+    }
+
     /// The window of a member has changed.
     pub(crate) fn note_window(&self, before: u32, after: u32) {
         let longest = self.window_max.get();
