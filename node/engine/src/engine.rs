@@ -206,7 +206,9 @@ impl Engine {
     /// processor fetches at once what it knows the addresses of, and an input would ask for one after the other. Has no effect.
     #[inline]
     pub fn touch(&self) {
-        let swarms = self.swarms.values().take(TOUCHED_SWARMS).fold(0, |read, swarm| read ^ swarm.touch());
+        // From the end, where there always is one.
+        let swarms = self.swarms.values().rev().take(TOUCHED_SWARMS);
+        let swarms = swarms.fold(0, |read, swarm| read ^ swarm.touch());
         std::hint::black_box(self.peers.touch() ^ swarms);
     }
 

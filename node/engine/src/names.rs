@@ -130,7 +130,7 @@ impl<V> Named<V> {
     }
 
     /// In the order of the names.
-    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+    pub(crate) fn values(&self) -> impl DoubleEndedIterator<Item = &V> {
         self.values.iter().flatten()
     }
 

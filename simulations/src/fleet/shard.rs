@@ -260,6 +260,7 @@ impl Shard {
         let own = self.own(node);
         // All engines of the shard wish into one buffer, which stays in the processor's caches.
         own.engine.exchange_effects(&mut effects);
+        debug_assert!(effects.is_empty(), "wishes that nobody carried out");
         act(&mut own.engine);
         own.engine.exchange_effects(&mut effects);
         let mut hash = own.trace_hash;

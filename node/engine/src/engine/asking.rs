@@ -61,7 +61,7 @@ impl Engine {
         self.check_starved(name);
     }
 
-    /// Whether a swarm may certainly ask no member of the own zone for more, be it a seeder or not: then there is no need to look at
+    /// Whether a swarm may certainly ask no member of the own zone for more that is a `seeder` or is not: then there is no need to try
     /// each of them.
     fn has_enough_in_flight(&self, name: BlobName, seeder: bool) -> bool {
         let Some(swarm) = self.swarms.get(name) else { return true };

@@ -82,9 +82,13 @@ impl Engine {
             }
         }
         let size = blob.layout.size();
+        if !beyond.is_empty() {
+            // They are in order, as all readers are.
+            let stays = |reader: ReaderId| beyond.binary_search(&reader).is_err();
+            swarm.readers.retain(|reader, _| stays(reader));
+            self.readers.retain(|reader, _| stays(reader));
+        }
         for reader in beyond {
-            swarm.readers.remove(reader);
-            self.readers.remove(reader);
             self.out.push(Effect::ReaderFailed { reader, why: ReadError::Range { size } });
         }
         self.advance_readers(name);
@@ -107,8 +111,11 @@ impl Engine {
 
     pub(super) fn fail_readers(&mut self, name: BlobName, why: &ReadError) {
         let Some(swarm) = self.swarms.get_mut(name) else { return };
-        for (reader, state) in std::mem::take(&mut swarm.readers).into_iter() {
-            self.readers.remove(reader);
+        let readers = std::mem::take(&mut swarm.readers);
+        if !readers.is_empty() {
+            self.readers.retain(|_, of| *of != name);
+        }
+        for (reader, state) in readers.into_iter() {
             if !state.done {
                 self.out.push(Effect::ReaderFailed { reader, why: why.clone() });
             }
