@@ -33,6 +33,7 @@ use crate::uploads::Uploads;
 ///
 /// What most inputs look at stands at the end, before the key it is kept with.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 struct Peer {
     zone: Zone,
@@ -97,6 +98,7 @@ impl Out {
 ///
 /// What every input looks at stands at the beginning, in few cache lines: one process may have thousands of engines.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C, align(64))]
 pub struct Engine {
     peers: Map<PeerId, Peer>,
@@ -143,6 +145,7 @@ pub struct Engine {
 
 /// Swarms that are read beforehand: most processes have no more at a time.
 const TOUCHED_SWARMS: usize = 2;
+
 /// Wrong metainfo remembered at most. More means a broken origin, and then each is found out anew.
 const BAD_SIGNERS_MAX: usize = 1024;
 

@@ -18,6 +18,7 @@ const LINK_GAIN: f64 = 2.0;
 
 /// One peer's delivery, all swarms together.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Flow {
     /// Round trips that the window holds.

@@ -439,6 +439,12 @@ mod tests {
         }
     }
 
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_map_is_a_cache_line() {
+        assert_eq!(size_of::<Map<Digest, [u8; 100]>>(), 64);
+    }
+
     fn places<K: Key>(keys: impl Iterator<Item = K>) -> (usize, usize) {
         let hashes: Vec<u64> = keys.map(|key| hash_of(key.head())).collect();
         let count =

@@ -124,6 +124,7 @@ impl Names {
 
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Timers {
     /// The first of `by_time`: asked for after every input.

@@ -53,7 +53,7 @@ impl Engine {
         while !order.is_empty() {
             order.retain(|(foreign, seeder, peer)| {
                 !self.hungry.contains_key(&name)
-                    && (*foreign || !self.has_enough_in_flight(name, *seeder))
+                    && (*foreign || !self.turns_all_down(name, *seeder))
                     && self.request_one(name, *peer)
             });
         }
@@ -61,15 +61,19 @@ impl Engine {
         self.check_starved(name);
     }
 
-    /// Whether a swarm may certainly ask no member of the own zone for more that is a `seeder` or is not: then there is no need to try
-    /// each of them.
-    fn has_enough_in_flight(&self, name: BlobName, seeder: bool) -> bool {
+    /// Whether a member of the own zone, a `seeder` or not, would be turned down for what is the same for all such.
+    fn turns_all_down(&self, name: BlobName, seeder: bool) -> bool {
         let Some(swarm) = self.swarms.get(name) else { return true };
         let Some(blob) = &swarm.blob else { return true };
+        // Without room in the buffer the first that could be asked has the swarm wait for some.
+        self.buffer_has_room(blob.layout.piece_bytes()) && self.has_enough_in_flight(swarm, seeder)
+    }
+
+    /// Whether a swarm is to ask no member of the own zone, a `seeder` or not, for more than it has asked for.
+    fn has_enough_in_flight(&self, swarm: &Swarm, seeder: bool) -> bool {
         let lone_seeder = swarm.lone_seeder();
-        !(lone_seeder && seeder)
-            && self.buffer_has_room(blob.layout.piece_bytes())
-            && !self.may_be_in_flight(swarm, swarm.in_flight(lone_seeder))
+        let excepted = lone_seeder && seeder;
+        !(excepted || self.may_be_in_flight(swarm, swarm.in_flight(lone_seeder)))
     }
 
     pub(super) fn buffer_has_room(&self, bytes: u32) -> bool {
@@ -121,12 +125,8 @@ impl Engine {
             self.hungry.insert(name, piece_bytes);
             return false;
         }
-        let lone_seeder = swarm.lone_seeder();
-        if member.same_zone && !(lone_seeder && member.is_complete()) {
-            let in_flight = swarm.in_flight(lone_seeder);
-            if !self.may_be_in_flight(swarm, in_flight) {
-                return false;
-            }
+        if member.same_zone && self.has_enough_in_flight(swarm, member.is_complete()) {
+            return false;
         }
         let same_zone = member.same_zone;
         let picked = self.pick(swarm, blob, &peer, member);
@@ -206,7 +206,7 @@ impl Engine {
         window_max > beyond
     }
 
-    /// The window of a peer has changed.
+    /// The window of a peer has changed, from `before` to `after`.
     pub(super) fn window_changed(&self, peer: PeerId, before: u32, after: u32) {
         let Some(known) = self.peers.get(&peer).filter(|_| before != after) else { return };
         for swarm in known.blobs().filter_map(|name| self.swarms.get(name)) {

@@ -12,6 +12,7 @@ mod introductions;
 mod late;
 mod live;
 mod named;
+mod readers;
 mod room;
 mod shares;
 mod silent;
@@ -37,6 +38,11 @@ use crate::message::{Absence, Message, PeerHint};
 const PIECES: u32 = 12;
 const PIECE_BYTES: u64 = 256 * 1024;
 const PEERS: u8 = 5;
+
+/// What an engine wishes.
+fn effects(engine: &mut Engine) -> Vec<Effect> {
+    std::iter::from_fn(|| engine.poll_effect()).collect()
+}
 
 fn metainfo(seed: u8, size: u64) -> Metainfo {
     let layout = PieceLayout::for_size(size).unwrap();
@@ -807,7 +813,7 @@ fn too_many_swarms_are_refused() {
         };
         engine.handle_input(Timestamp::ZERO, input);
     }
-    let effects: Vec<Effect> = std::iter::from_fn(|| engine.poll_effect()).collect();
+    let effects = effects(&mut engine);
     let refused = effects
         .iter()
         .any(|effect| matches!(effect, Effect::ReaderFailed { reader: ReaderId(1), why: ReadError::Busy }));

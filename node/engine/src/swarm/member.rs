@@ -48,6 +48,7 @@ struct Interest {
 ///
 /// What is looked at of every member whenever a piece comes stands at the end, in one or two cache lines, before the key it is kept with.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Member {
     /// Pieces it refused since it last sent one.

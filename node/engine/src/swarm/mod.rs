@@ -52,6 +52,7 @@ pub(crate) struct Given {
 
 /// A blob whose metainfo is known.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Blob {
     pub(crate) picker: Picker,
@@ -143,6 +144,7 @@ impl Blob {
 ///
 /// What most inputs look at stands at the beginning.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Swarm {
     pub(crate) members: Map<PeerId, Member>,

@@ -24,6 +24,7 @@ impl Owed {
 /// The pieces that came, and how far members know of them. What is looked at of every member whenever some are told stands side by
 /// side.
 #[derive(Debug, Default)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct News {
     /// In the order of the members.

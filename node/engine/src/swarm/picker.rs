@@ -10,6 +10,7 @@ const NOWHERE: u32 = u32::MAX;
 /// Wanted pieces in buckets by how many partial peers have them. Peers with the whole blob count for every piece
 /// alike and so are left out. Every operation but [`Self::pick`] takes constant time.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C)]
 pub(crate) struct Picker {
     /// The wanted pieces, a bit each.

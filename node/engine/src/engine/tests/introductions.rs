@@ -39,10 +39,6 @@ fn joins(n: u8) -> Input {
     Input::Message { peer: peer(n), message }
 }
 
-fn effects(engine: &mut Engine) -> Vec<Effect> {
-    std::iter::from_fn(|| engine.poll_effect()).collect()
-}
-
 /// Who was told of whom, in order of the former.
 fn told(effects: &[Effect]) -> BTreeMap<PeerId, BTreeSet<PeerId>> {
     let mut told = BTreeMap::<PeerId, BTreeSet<PeerId>>::new();

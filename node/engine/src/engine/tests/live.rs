@@ -25,10 +25,6 @@ fn say(engine: &mut Engine, n: u8, message: Message) -> Vec<Effect> {
     effects(engine)
 }
 
-fn effects(engine: &mut Engine) -> Vec<Effect> {
-    std::iter::from_fn(|| engine.poll_effect()).collect()
-}
-
 /// What `n` is told, in order: `m` and how many hashes, `h` and a piece.
 fn told(effects: &[Effect], n: u8) -> Vec<(char, u32)> {
     let to = peer(n);
