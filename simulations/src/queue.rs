@@ -40,6 +40,8 @@ impl<E> Ord for Entry<E> {
 /// Most events of a simulation are less than a few milliseconds ahead, and then cost no deep heap.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
+    /// What is to happen until the time [`Self::plan`] was last called with, the last of it first: as far as it was known then.
+    planned: Vec<Entry<E>>,
     present: BinaryHeap<Entry<E>>,
     ring: Vec<Vec<Entry<E>>>,
     in_ring: usize,
@@ -51,6 +53,7 @@ pub(crate) struct Queue<E> {
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
         Self {
+            planned: Vec::new(),
             present: BinaryHeap::new(),
             ring: std::iter::repeat_with(Vec::new).take(RING as usize).collect(),
             in_ring: 0,
@@ -85,9 +88,33 @@ impl<E> Queue<E> {
         self.present.peek().map(|entry| entry.at)
     }
 
-    /// What comes next, if it is as near as what came last.
-    pub(crate) fn peek(&self) -> Option<&E> {
-        self.present.peek().map(|entry| &entry.event)
+    /// Puts what is to happen before `until` in order, so that [`Self::ahead`] knows it. What was planned before must have happened.
+    pub(crate) fn plan(&mut self, until: u64) {
+        debug_assert!(self.planned.is_empty());
+        while self.next_at().is_some_and(|at| at < until) {
+            let Some(entry) = self.present.pop() else { break };
+            self.planned.push(entry);
+        }
+        self.planned.reverse();
+    }
+
+    /// What of what was planned comes after `count` others of it.
+    pub(crate) fn ahead(&self, count: usize) -> Option<&E> {
+        let place = self.planned.len().checked_sub(count + 1)?;
+        self.planned.get(place).map(|entry| &entry.event)
+    }
+
+    /// What comes next, if it does before the `until` that was planned for, and whether it was planned: it may have been arranged since.
+    pub(crate) fn pop_before(&mut self, until: u64) -> Option<(u64, E, bool)> {
+        let fresh = self.next_at().filter(|at| *at < until).and(self.present.peek());
+        let (next, planned) = match (self.planned.last(), fresh) {
+            // The greater one is the earlier.
+            (Some(planned), Some(fresh)) if planned < fresh => (self.present.pop()?, false),
+            (Some(_), _) => (self.planned.pop()?, true),
+            (None, Some(_)) => (self.present.pop()?, false),
+            (None, None) => return None,
+        };
+        Some((next.at, next.event, planned))
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
@@ -149,5 +176,39 @@ mod tests {
             assert_eq!(queue.pop(), Some((key.0, expected)));
         }
         assert_eq!(queue.pop(), None);
+    }
+    #[test]
+    fn what_is_arranged_since_comes_between_what_was_planned() {
+        let mut random = rand_pcg::Pcg64::seed_from_u64(2);
+        let mut queue = Queue::new();
+        let mut model = std::collections::BTreeMap::new();
+        let (mut number, mut fresh) = (0u64, 0);
+        for step in 0..2_000 {
+            let (now, until) = (step * 100_000, (step + 1) * 100_000);
+            let mut arrange = |queue: &mut Queue<u64>, now: u64, reach: u64| {
+                let at = now + random.next_u64() % reach;
+                queue.push(at, number);
+                number += 1;
+                (at, number - 1)
+            };
+            for reach in [300_000, 1 << 20, 1 << 32] {
+                model.extend([(arrange(&mut queue, now, reach), true)]);
+            }
+            queue.plan(until);
+            model.values_mut().for_each(|planned| *planned = true);
+            let planned: Vec<u64> = model.range(..(until, 0)).map(|((_, number), _)| *number).collect();
+            assert!((0..planned.len() + 1).all(|n| queue.ahead(n) == planned.get(n)));
+            while let Some(popped) = queue.pop_before(until) {
+                let ((at, expected), planned) = model.pop_first().unwrap();
+                assert_eq!(popped, (at, expected, planned));
+                fresh += u32::from(!planned);
+                if at % 3 == 0 {
+                    let next = arrange(&mut queue, at, 100_000);
+                    model.insert(next, false);
+                }
+            }
+            assert!(model.first_key_value().is_none_or(|((at, _), _)| *at >= until));
+        }
+        assert!(fresh > 500, "{fresh}");
     }
 }

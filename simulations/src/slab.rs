@@ -1,5 +1,7 @@
 //! Values by number, whose places are used again.
 
+use shoal_engine::prefetch::prefetch;
+
 /// Holds what events only name, so that events stay small.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
@@ -19,6 +21,13 @@ impl<T> Slab<T> {
         }
         self.values.push(Some(value));
         u32::try_from(self.values.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Prefetches where a value is.
+    pub(crate) fn prefetch(&self, place: u32) {
+        if let Some(value) = self.values.get(place as usize) {
+            prefetch(value);
+        }
     }
 
     pub(crate) fn get(&self, place: u32) -> Option<&T> {

@@ -1,5 +1,6 @@
 //! The engine: one owner of every swarm, peer and budget of a process.
 
+pub mod ahead;
 mod asking;
 mod connections;
 mod downloads;
@@ -115,13 +116,13 @@ pub struct Engine {
     hungry: BTreeMap<BlobName, u32>,
     /// `false` when certainly no peer is stalled.
     stalls: bool,
+    /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
+    verifying: Sorted<u32, (BlobName, u32)>,
+    readers: Sorted<BlobName, ReaderId>,
     timers: Timers,
     /// What blobs are called in here.
     names: Names,
     uploads: Uploads,
-    /// Pieces being verified or fetched, and the bytes they hold; they outlive their swarm.
-    verifying: Sorted<u32, (BlobName, u32)>,
-    readers: Sorted<BlobName, ReaderId>,
     local: PeerId,
     /// Its own roles.
     roles: Roles,
@@ -142,9 +143,6 @@ pub struct Engine {
     /// Signers whose metainfo of a blob proved wrong.
     bad_signers: BTreeSet<(Digest, PeerId)>,
 }
-
-/// Swarms that are read beforehand: most processes have no more at a time.
-const TOUCHED_SWARMS: usize = 2;
 
 /// Wrong metainfo remembered at most. More means a broken origin, and then each is found out anew.
 const BAD_SIGNERS_MAX: usize = 1024;
@@ -196,23 +194,6 @@ impl Engine {
     #[must_use]
     pub fn with_roles(self, roles: Roles) -> Self {
         Self { roles, ..self }
-    }
-
-    /// Reads where [`Self::touch`] finds what it reads. Has no effect.
-    #[inline]
-    pub fn touch_head(&self) {
-        let read = self.peers.len() as u64 ^ self.buffered_bytes ^ self.hungry.len() as u64;
-        std::hint::black_box((read, self.timers.next()));
-    }
-
-    /// Reads what nearly every input looks at, for a process of so many engines that none of it is in the processor's caches: a
-    /// processor fetches at once what it knows the addresses of, and an input would ask for one after the other. Has no effect.
-    #[inline]
-    pub fn touch(&self) {
-        // From the end, where there always is one.
-        let swarms = self.swarms.values().rev().take(TOUCHED_SWARMS);
-        let swarms = swarms.fold(0, |read, swarm| read ^ swarm.touch());
-        std::hint::black_box(self.peers.touch() ^ swarms);
     }
 
     /// Takes in a fact. What follows from it is polled with [`Self::poll_effect`].

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shoal_types::Timestamp;
 
 use crate::config::EngineConfig;
+use crate::prefetch::prefetch;
 
 /// Growth of throughput that makes a longer pipeline worth while.
 const GROWTH: f64 = 1.15;
@@ -47,6 +48,14 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Prefetches what a message changes, and with `asks` what it is looked at for whether to ask for more.
+    pub(crate) fn prefetch(&self, asks: bool) {
+        prefetch(&self.heard);
+        if asks {
+            prefetch(&self.window);
+        }
+    }
+
     pub(crate) fn new(config: &EngineConfig, now: Timestamp) -> Self {
         Self {
             window: config.pipeline_pieces_start,

@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::fmt::{Debug, Formatter};
 
+use crate::prefetch::prefetch_list;
 use hashbrown::HashTable;
 use shoal_types::{Digest, PeerId};
 use smallvec::SmallVec;
@@ -57,6 +58,9 @@ fn half(head: u64) -> u32 {
 /// Keys that are gone through one after the other: their heads fill four cache lines, which are fetched at once. A table's places are
 /// found in two, the one after the other.
 const SCANNED_MAX: usize = 128;
+
+/// Cache lines of as many heads.
+const SCANNED_MAX_LINES: usize = 4;
 
 /// A map, as large as a cache line. See the module's documentation.
 pub(crate) struct Map<K, V> {
@@ -128,11 +132,31 @@ impl<K: Key, V> Map<K, V> {
         None
     }
 
-    /// Reads what a look reads first, of up to 96 keys.
+    /// Prefetches what a look reads first.
     #[inline]
-    pub(crate) fn touch(&self) -> u64 {
-        let head = |place: usize| self.heads.get(place).map_or(0, |head| u64::from(*head));
-        head(0) ^ head(32) ^ head(64)
+    pub(crate) fn prefetch_keys(&self) {
+        prefetch_list(&self.heads, SCANNED_MAX_LINES);
+    }
+
+    /// A key's entry, or one that looks like it, found without reading any entry, so that it can be prefetched; `None` in a large map.
+    #[inline]
+    pub(crate) fn likely(&self, key: &K) -> Option<(&K, &V)> {
+        let head = key.head();
+        let (known, last) = self.last.get();
+        if known == half(head) {
+            return self.entry_at(last as usize);
+        }
+        if self.table.is_some() {
+            return None;
+        }
+        let short = short(head);
+        self.entry_at(self.heads.iter().position(|known| *known == short)?)
+    }
+
+    /// Prefetches so many cache lines of entries.
+    #[inline]
+    pub(crate) fn prefetch_entries(&self, lines: usize) {
+        prefetch_list(&self.entries, lines);
     }
 
     /// The place of a key that was at `place` once, most likely still is, and will be looked for again.
@@ -293,6 +317,12 @@ impl<V, N, const INLINE: usize> Default for Sorted<V, N, INLINE> {
 }
 
 impl<V, N: Copy + Ord, const INLINE: usize> Sorted<V, N, INLINE> {
+    /// Prefetches so many cache lines.
+    #[inline]
+    pub(crate) fn prefetch(&self, lines: usize) {
+        prefetch_list(&self.0, lines);
+    }
+
     fn search(&self, number: N) -> Result<usize, usize> {
         // What comes in order goes behind the last.
         match self.0.last() {

@@ -12,6 +12,7 @@ pub mod io;
 mod keyed;
 pub mod message;
 mod names;
+pub mod prefetch;
 mod random;
 mod swarm;
 mod timers;

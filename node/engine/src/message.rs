@@ -183,3 +183,21 @@ pub enum Message {
         to: Channel,
     },
 }
+
+impl Message {
+    /// The receiver's channel that it is for; `None` for `Join`.
+    pub(crate) fn to(&self) -> Option<Channel> {
+        match self {
+            Self::Join { .. } => None,
+            Self::Absent { to, .. }
+            | Self::Metainfo { to, .. }
+            | Self::Bitfield { to, .. }
+            | Self::Have { to, .. }
+            | Self::Request { to, .. }
+            | Self::Cancel { to, .. }
+            | Self::Busy { to, .. }
+            | Self::Peers { to, .. }
+            | Self::Leave { to } => Some(*to),
+        }
+    }
+}

@@ -6,6 +6,7 @@
 use shoal_types::Digest;
 
 use crate::keyed::Map;
+use crate::prefetch::{prefetch, prefetch_list};
 
 /// One engine's number for a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,8 +22,14 @@ impl BlobName {
 /// Names that are kept at least before it is looked which of them are in use.
 const KEPT_MIN: usize = 64;
 
+/// Cache lines of digests that are prefetched: two digests'.
+const PREFETCHED_LINES: usize = 3;
+/// Values that are prefetched: most processes have no more swarms at a time.
+const PREFETCHED_VALUES: usize = 2;
+
 /// Blobs by name. Whether a name is in use is looked at whenever there are twice as many as were in use the last time.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Names {
     by_digest: Map<Digest, BlobName>,
     /// By number; what is at those that are unused means nothing.
@@ -38,6 +45,19 @@ impl Default for Names {
 }
 
 impl Names {
+    /// Prefetches where [`Self::prefetch_tables`] finds what it prefetches.
+    pub(crate) fn prefetch_head(&self) {
+        prefetch(&self.by_digest);
+        prefetch(&self.digests);
+    }
+
+    /// Prefetches what giving a name to a digest and the other way round reads, of a few blobs.
+    pub(crate) fn prefetch_tables(&self) {
+        self.by_digest.prefetch_keys();
+        self.by_digest.prefetch_entries(PREFETCHED_LINES);
+        prefetch_list(&self.digests, PREFETCHED_LINES);
+    }
+
     /// The name of a blob, if it has one.
     pub(crate) fn get(&self, digest: &Digest) -> Option<BlobName> {
         self.by_digest.get(digest).copied()
@@ -103,6 +123,11 @@ impl<V> Named<V> {
     #[inline]
     pub(crate) fn get_mut(&mut self, name: BlobName) -> Option<&mut V> {
         self.values.get_mut(name.0 as usize)?.as_mut()
+    }
+
+    /// Prefetches where values begin: the last ones, for there is always one at the end.
+    pub(crate) fn prefetch(&self) {
+        self.values.iter().rev().take(PREFETCHED_VALUES).for_each(prefetch);
     }
 
     pub(crate) fn contains(&self, name: BlobName) -> bool {

@@ -6,6 +6,7 @@ use shoal_types::{PeerId, Timestamp};
 
 use crate::keyed::Map;
 use crate::names::{BlobName, Named};
+use crate::prefetch::prefetch;
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +52,11 @@ struct OfPeer {
 
 /// Standing deadlines by name. Whoever has none is not kept.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 struct Names {
     swarms: Named<OfSwarm>,
-    peers: Map<PeerId, OfPeer>,
     uploads: Standing,
+    peers: Map<PeerId, OfPeer>,
 }
 
 impl Names {
@@ -125,10 +127,10 @@ impl Names {
 /// At most one deadline a [`Timer`].
 #[derive(Debug, Default)]
 // In the order of use: docs/adr/0018.
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct Timers {
-    /// The first of `by_time`: asked for after every input.
-    first: Option<Timestamp>,
+    /// The first of `by_time`, and its timer's number: asked for after every input.
+    first: Option<(Timestamp, usize)>,
     /// Numbers of timers by time and, at one time, in the order in which they were set.
     by_time: BTreeMap<Place, usize>,
     /// Times that a deadline was set.
@@ -181,15 +183,34 @@ impl Timers {
     }
 
     fn note_first(&mut self) {
-        self.first = self.by_time.first_key_value().map(|((at, _), _)| *at);
+        self.first = self.by_time.first_key_value().map(|((at, _), number)| (*at, *number));
     }
 
     pub(crate) fn is_set(&self, timer: Timer) -> bool {
         self.by_name.get(timer).is_some()
     }
 
+    /// Prefetches where deadlines are found.
+    pub(crate) fn prefetch_head(&self) {
+        prefetch(&self.first);
+        prefetch(&self.by_name.swarms);
+        prefetch(&self.names);
+    }
+
+    /// What is due next.
+    pub(crate) fn first(&self) -> Option<Timer> {
+        self.names.get(self.first?.1).copied()
+    }
+
+    /// Prefetches what [`Self::first`] reads.
+    pub(crate) fn prefetch_first(&self) {
+        if let Some(timer) = self.first.and_then(|(_, number)| self.names.get(number)) {
+            prefetch(timer);
+        }
+    }
+
     pub(crate) fn next(&self) -> Option<Timestamp> {
-        self.first
+        self.first.map(|(at, _)| at)
     }
 
     /// Takes out what is due at `now`.

@@ -11,6 +11,7 @@ use crate::config::EngineConfig;
 use crate::keyed::{Map, Set, Sorted};
 use crate::message::Channel;
 use crate::names::BlobName;
+use crate::prefetch::prefetch;
 use active::{Active, Sending};
 
 /// One grant in this many goes to whoever was served least, whatever its zone and progress: neither other zones nor those who are
@@ -34,6 +35,9 @@ const HUNG_FACTOR: usize = 4;
 const PACE_FACTOR: f64 = 1.3;
 /// Part of the difference by which the wire's rate falls with every send that was slower.
 const RATE_DECAY: f64 = 1.0 / 64.0;
+
+/// Cache lines of those for whom something waits that are prefetched.
+const READY_LINES: usize = 8;
 
 /// A piece a peer waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,7 @@ struct Next {
 
 /// All uploads of the process.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Uploads {
     queues: Map<PeerId, Queue>,
     /// Peers for whom something waits.
@@ -86,21 +91,48 @@ pub(crate) struct Uploads {
     /// How many of them have a next piece that opens a zone.
     opening: usize,
     waiting: usize,
-    active: Active,
-    turn: u32,
-    /// Nobody of another zone is connected or known.
-    pub(crate) one_zone: bool,
     /// Mean time of a send, smoothed; `None` before the first ended.
     send_mean: Option<f64>,
     /// Mean time of a send over the sends beside it, smoothed: what a piece takes on this process's wire.
     wire_mean: Option<f64>,
     /// The most that the wire was seen to carry lately, in bytes per second; `None` before a send has ended.
     wire_rate: Option<f64>,
+    active: Active,
+    turn: u32,
+    /// Nobody of another zone is connected or known.
+    pub(crate) one_zone: bool,
     /// Peers that were refused and have not come again: they share the room there will be.
     turned_away: Set<PeerId>,
 }
 
 impl Uploads {
+    /// Prefetches where the tables are, and what decides whether anything is sent.
+    pub(crate) fn prefetch_head(&self) {
+        prefetch(&self.queues);
+        prefetch(&self.ready);
+        prefetch(&self.opening);
+        prefetch(&self.active);
+        prefetch(&self.turn);
+    }
+
+    /// Prefetches the tables that are gone through.
+    pub(crate) fn prefetch_tables(&self) {
+        self.queues.prefetch_keys();
+        self.ready.prefetch_keys();
+        self.ready.prefetch_entries(READY_LINES);
+        self.active.prefetch();
+    }
+
+    /// Prefetches what waits for a peer, and what is sent to it.
+    pub(crate) fn prefetch_queue(&self, peer: &PeerId) {
+        if let Some((key, queue)) = self.queues.likely(peer) {
+            prefetch(key);
+            prefetch(&queue.waiting);
+            prefetch(&queue.active);
+            prefetch(&queue.served_bytes);
+        }
+    }
+
     /// Queues a job; `false` when there is no room. A piece that waits already is not queued twice.
     pub(crate) fn push(&mut self, config: &EngineConfig, peer: PeerId, same_zone: bool, job: Job) -> bool {
         let room = self.queue_max(config);

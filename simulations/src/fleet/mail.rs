@@ -9,17 +9,60 @@ use shoal_engine::message::Message;
 /// What happens at a node. Small: what is large is in a slab.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    Input { node: u32, life: u32, input: u32 },
-    Wake { node: u32 },
-    Message { node: u32, from: u32, serial: u32, message: u32 },
-    Dialed { node: u32, from: u32, life: u32 },
-    Linked { node: u32, other: u32, connection: u32, serial: u32 },
-    Unlinked { node: u32, other: u32, serial: u32 },
-    Sent { node: u32, to: u32, serial: u32, blob: u32, piece: u32, bytes: u32 },
+    Input {
+        node: u32,
+        life: u32,
+        input: u32,
+    },
+    Wake {
+        node: u32,
+    },
+    /// `request` says what the message is, which is known before it is looked at.
+    Message {
+        node: u32,
+        from: u32,
+        serial: u32,
+        request: bool,
+        message: u32,
+    },
+    Dialed {
+        node: u32,
+        from: u32,
+        life: u32,
+    },
+    Linked {
+        node: u32,
+        other: u32,
+        connection: u32,
+        serial: u32,
+    },
+    Unlinked {
+        node: u32,
+        other: u32,
+        serial: u32,
+    },
+    Sent {
+        node: u32,
+        to: u32,
+        serial: u32,
+        blob: u32,
+        piece: u32,
+        bytes: u32,
+    },
     Progress(Coming),
     Arrived(Coming),
-    Verified { node: u32, life: u32, blob: u32, piece: u32 },
-    ReaderMoved { node: u32, life: u32, reader: u32, offset: u64 },
+    Verified {
+        node: u32,
+        life: u32,
+        blob: u32,
+        piece: u32,
+    },
+    ReaderMoved {
+        node: u32,
+        life: u32,
+        reader: u32,
+        offset: u64,
+    },
 }
 
 /// What of a piece has come to a node.
@@ -64,7 +107,7 @@ impl Event {
 pub(crate) enum Mail {
     Event(Event),
     Input(Box<ForNode>),
-    Message { node: u32, from: u32, serial: u32, message: Box<Message> },
+    Message { node: u32, from: u32, serial: u32, request: bool, message: Box<Message> },
 }
 
 /// An input for a life of a node.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shoal_engine::Engine;
 use shoal_engine::io::ReadError;
+use shoal_engine::prefetch::{prefetch, prefetch_ends, prefetch_list};
 use shoal_types::{Bitfield, Digest, Metainfo, Role, Roles, Timestamp, VouchedMetainfo, Zone};
 
 use super::mail::Event;
@@ -178,6 +179,8 @@ impl Link {
 /// Connections among which one is found by counting those before it: all cache lines of them are fetched at once, where a binary search
 /// waits for one after the other.
 const COUNTED_MAX: usize = 256;
+/// Cache lines of connections that are prefetched: 96 of them.
+const OTHERS_LINES: usize = 6;
 
 /// What most events look at stands at the beginning, in few cache lines.
 #[derive(Debug)]
@@ -238,19 +241,37 @@ impl Node {
         }
     }
 
-    /// Reads where [`Self::touch`] finds what it reads.
+    /// Prefetches a part of what an event will look at, as [`Engine::prefetch`] does: something over the connection to `other`, if that is
+    /// looked at, and with `arrives` a piece's last byte.
     #[inline]
-    pub(crate) fn touch_head(&self) {
-        self.engine.touch_head();
-        std::hint::black_box(self.wake ^ self.links.len() as u64);
-    }
-
-    /// Reads what nearly every event looks at: of the connections, those of up to 64.
-    #[inline]
-    pub(crate) fn touch(&self) {
-        self.engine.touch();
-        let other = |place: usize| self.others.get(place).copied().unwrap_or(0);
-        std::hint::black_box(other(0) ^ other(16) ^ other(32) ^ other(48));
+    pub(crate) fn prefetch(&self, stage: usize, other: Option<u32>, arrives: bool) {
+        let link = || other.and_then(|other| self.link(other));
+        match stage {
+            0 => {
+                prefetch(&self.wake);
+                prefetch(&self.links);
+                if arrives {
+                    prefetch(&self.buffers);
+                }
+            }
+            1 if other.is_some() => {
+                prefetch_list(&self.others, OTHERS_LINES);
+                if arrives {
+                    prefetch_list(&self.buffers, 1);
+                }
+            }
+            2 => {
+                if let Some(link) = link() {
+                    prefetch_ends(link);
+                }
+            }
+            3 if arrives => {
+                if let Some(link) = link() {
+                    prefetch_list(&link.expected, 1);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Where the connection to another node is, or would be.

@@ -1,9 +1,13 @@
 //! A part of the nodes, which runs by itself for a step.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use shoal_engine::Engine;
+use shoal_engine::engine::ahead::{Ahead, STAGES};
 use shoal_engine::io::{Effect, Input, ReaderId};
+use shoal_engine::message::Message;
+use shoal_engine::prefetch::{prefetch, prefetch_ends, prefetch_list};
 use shoal_types::{PeerId, Timestamp};
 
 use super::mail::{Coming, Event, ForNode, Mail, Op, Outbox, Posted};
@@ -17,6 +21,10 @@ use crate::trace::Trace;
 
 /// What TCP sends again after a cut arrives so long after the mending, in nanoseconds.
 const RESENT_AFTER: u64 = 200_000_000;
+/// Events from one stage of prefetching to the next: enough for memory to answer.
+const STAGE_EVENTS: usize = 2;
+/// Events ahead of the present one at which prefetching begins.
+const PREFETCHED_EVENTS: usize = STAGE_EVENTS * (STAGES - 1);
 
 /// Nodes, and what happens at them. Node `n` is with shard `n % shards`, at place `n / shards`.
 #[derive(Debug)]
@@ -28,7 +36,7 @@ pub(crate) struct Shard {
     inputs: Slab<Input>,
     /// Wishes being carried out; empty in between.
     effects: VecDeque<Effect>,
-    messages: Slab<Box<shoal_engine::message::Message>>,
+    messages: Slab<Box<Message>>,
     /// When the last event happened.
     pub(crate) now: u64,
     pub(crate) events: u64,
@@ -88,25 +96,85 @@ impl Shard {
             inbox.drain(..).for_each(|posted| self.accept(posted));
             self.inbox[part] = inbox;
         }
-        while self.violation.is_none() && self.queue.next_at().is_some_and(|at| at < until) {
-            let Some((at, event)) = self.queue.pop() else { return };
+        self.queue.plan(until);
+        for place in 0..PREFETCHED_EVENTS {
+            self.prefetch(world, 0..STAGES, place);
+        }
+        while self.violation.is_none() {
+            let Some((at, event, planned)) = self.queue.pop_before(until) else { return };
+            self.prefetch_event(world, STAGES - 1, &event);
+            if planned {
+                self.prefetch(world, 0..STAGES - 1, PREFETCHED_EVENTS - 1);
+            }
             self.now = at;
             self.events += 1;
-            self.touch(world, &event);
             self.happen(world, event);
         }
     }
 
-    /// Reads what an event that happens now will look at, and where the next one will find it. The nodes are larger than the
-    /// processor's caches: this way it waits for several places at once.
-    fn touch(&self, world: &World, event: &Event) {
-        self.node(event.node()).touch();
-        let Some(next) = self.queue.peek() else { return };
-        self.node(next.node()).touch_head();
-        if let Event::Message { from, message, .. } = next {
-            let message = self.messages.get(*message).map(|message| std::mem::discriminant(&**message));
-            std::hint::black_box((message, world.fact(*from).life));
+    /// Prefetches for the planned event at `place` and those before it, at distances of [`STAGE_EVENTS`], each its next stage.
+    fn prefetch(&self, world: &World, stages: Range<usize>, place: usize) {
+        for stage in stages {
+            let place = place.checked_sub(stage * STAGE_EVENTS);
+            if let Some(event) = place.and_then(|place| self.queue.ahead(place)) {
+                self.prefetch_event(world, stage, event);
+            }
         }
+    }
+
+    /// Prefetches a part of what an event will look at.
+    #[inline]
+    fn prefetch_event(&self, world: &World, stage: usize, event: &Event) {
+        let peer = |other: &u32| &world.fact(*other).peer;
+        let (other, arrives, ahead) = match event {
+            Event::Message { from, message, request, .. } => {
+                let message = self.prefetch_message(world, stage, *from, *message);
+                if *request {
+                    (Some(*from), false, Ahead::Request(peer(from), message))
+                } else {
+                    (None, false, Ahead::Message(peer(from), message))
+                }
+            }
+            Event::Sent { to, blob, .. } => {
+                let digest = world.blobs[*blob as usize].metainfo.digest();
+                (Some(*to), false, Ahead::Sent(peer(to), digest))
+            }
+            Event::Arrived(Coming { from, channel, piece, .. })
+            | Event::Progress(Coming { from, channel, piece, .. }) => {
+                (Some(*from), true, Ahead::Arrived(peer(from), *channel, *piece))
+            }
+            Event::Verified { blob, piece, .. } => {
+                (None, false, Ahead::Verified(world.blobs[*blob as usize].metainfo.digest(), *piece))
+            }
+            Event::Wake { .. } => (None, false, Ahead::Timeout),
+            Event::Input { .. }
+            | Event::Dialed { .. }
+            | Event::Linked { .. }
+            | Event::Unlinked { .. }
+            | Event::ReaderMoved { .. } => return,
+        };
+        let node = self.node(event.node());
+        node.prefetch(stage, other, arrives);
+        node.engine.prefetch(stage, &ahead);
+    }
+
+    /// Prefetches what comes with a message, and returns it once it is there.
+    fn prefetch_message(&self, world: &World, stage: usize, from: u32, message: u32) -> Option<&Message> {
+        if stage == 0 {
+            prefetch(world.fact(from));
+            self.messages.prefetch(message);
+            return None;
+        }
+        let message: &Message = self.messages.get(message)?;
+        match (stage, message) {
+            (1, _) => {
+                prefetch_ends(message);
+                return None;
+            }
+            (2, Message::Have { runs, .. }) => prefetch_list(runs, 1),
+            _ => {}
+        }
+        Some(message)
     }
 
     /// Takes in mail.
@@ -117,8 +185,8 @@ impl Shard {
                 let ForNode { node, life, input } = *mail;
                 Event::Input { node, life, input: self.inputs.insert(input) }
             }
-            Mail::Message { node, from, serial, message } => {
-                Event::Message { node, from, serial, message: self.messages.insert(message) }
+            Mail::Message { node, from, serial, request, message } => {
+                Event::Message { node, from, serial, request, message: self.messages.insert(message) }
             }
         };
         self.queue.push(posted.at, event);
@@ -349,13 +417,7 @@ impl Shard {
     }
 
     /// Says something to a peer.
-    pub(crate) fn send(
-        &mut self,
-        world: &World,
-        node: u32,
-        peer: PeerId,
-        message: shoal_engine::message::Message,
-    ) {
+    pub(crate) fn send(&mut self, world: &World, node: u32, peer: PeerId, message: Message) {
         let Some(to) = world.id_of(&peer) else { return };
         let now = self.now;
         let own = self.own(node);
@@ -363,8 +425,9 @@ impl Shard {
         let (serial, at) = (link.serial, now + link.delay);
         own.tally.messages += 1;
         own.tally.control_bytes += crate::trace::wire_bytes(&message);
+        let request = matches!(message, Message::Request { .. });
         let message = Box::new(message);
-        self.outbox.post(to, at, Mail::Message { node: to, from: node, serial, message });
+        self.outbox.post(to, at, Mail::Message { node: to, from: node, serial, request, message });
     }
 
     /// Closes a connection; the network tells the other end.

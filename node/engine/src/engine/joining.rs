@@ -24,23 +24,13 @@ impl Engine {
         }
         known.messages.take(1);
         known.flow.heard = self.now;
-        let to = match &message {
-            Message::Join { channel, digest, wants_metainfo, probe, .. } => {
-                let (channel, digest, wants_metainfo, probe) = (*channel, *digest, *wants_metainfo, *probe);
-                let name = self.name(digest);
-                return self.join(peer, channel, name, wants_metainfo, probe);
-            }
-            Message::Absent { to, .. }
-            | Message::Metainfo { to, .. }
-            | Message::Bitfield { to, .. }
-            | Message::Have { to, .. }
-            | Message::Request { to, .. }
-            | Message::Cancel { to, .. }
-            | Message::Busy { to, .. }
-            | Message::Peers { to, .. }
-            | Message::Leave { to } => *to,
-        };
         let next_channel = known.next_channel;
+        if let Message::Join { channel, digest, wants_metainfo, probe, .. } = &message {
+            let (channel, digest, wants_metainfo, probe) = (*channel, *digest, *wants_metainfo, *probe);
+            let name = self.name(digest);
+            return self.join(peer, channel, name, wants_metainfo, probe);
+        }
+        let Some(to) = message.to() else { return };
         let Some((name, answered)) = self.shared_on(&peer, to) else {
             // We left and the message crossed that. A channel we never gave out is a lie.
             if to >= next_channel {

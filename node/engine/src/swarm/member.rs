@@ -7,6 +7,7 @@ use shoal_types::{Bitfield, Timestamp, Zone};
 
 use crate::keyed::Sorted;
 use crate::message::Channel;
+use crate::prefetch::prefetch;
 
 /// Refusals below which those of pieces that came from elsewhere stay too.
 const REFUSALS_SEEN_THROUGH: usize = 16;
@@ -104,6 +105,12 @@ impl Member {
             same_zone,
             origin,
         }
+    }
+
+    /// Prefetches what is looked at of every member.
+    pub(crate) fn prefetch(&self) {
+        prefetch(&self.our_channel);
+        prefetch(&self.interest);
     }
 
     /// Notes what it has, all of it; `have` is ours.

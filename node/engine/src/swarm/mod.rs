@@ -10,6 +10,7 @@ pub(crate) mod zones;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use shoal_types::{Bitfield, Digest, Metainfo, PeerId, PieceLayout, Timestamp, VouchedMetainfo, Zone};
@@ -18,6 +19,7 @@ use smallvec::SmallVec;
 use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
 use crate::names::BlobName;
+use crate::prefetch::{prefetch, prefetch_ends, prefetch_lines};
 use crate::random::Random;
 use member::{Member, Outstanding};
 use news::News;
@@ -26,6 +28,18 @@ use readers::Reader;
 use search::{Candidate, Search};
 use shares::Share;
 use zones::ZoneRanks;
+
+/// Cache lines of a swarm that nearly every input about it looks at, without the first, which says that there is one.
+const PREFETCHED_LINES: Range<usize> = 1..6;
+/// Cache lines of pieces under way that are prefetched.
+const PENDING_LINES: usize = 4;
+
+/// Prefetches what tells whether a piece is in a set.
+fn prefetch_word(pieces: &Bitfield, piece: u32) {
+    if let Some(word) = pieces.words().get((piece / u64::BITS) as usize) {
+        prefetch(word);
+    }
+}
 
 /// What is being done about a piece.
 #[derive(Debug)]
@@ -145,24 +159,16 @@ impl Blob {
 /// What most inputs look at stands at the beginning.
 #[derive(Debug)]
 // In the order of use: docs/adr/0018.
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct Swarm {
-    pub(crate) members: Map<PeerId, Member>,
-    /// Pieces that came and that members are to be told of, in the order of the members.
-    pub(crate) news: News,
-    /// The metainfo, once known.
-    pub(crate) blob: Option<Blob>,
-    pub(crate) readers: Sorted<Reader, ReaderId>,
-    /// When the last reader left.
-    pub(crate) unread_since: Option<Timestamp>,
-    /// Members of other zones.
-    foreign_members: usize,
+    presence: Presence,
     /// Requests in flight at members of the own zone.
     near_in_flight: usize,
+    /// Members of other zones.
+    foreign_members: usize,
     /// The longest window of its members, in pieces, where it was looked for and none has changed since.
     pub(crate) window_max: Cell<Option<u32>>,
-    /// Members with the whole blob and the place of the last, where they were counted and none has changed since.
-    seeders: Cell<Option<(usize, usize)>>,
+    pub(crate) readers: Sorted<Reader, ReaderId>,
     /// The local store has not answered yet.
     pub(crate) opening: bool,
     /// This process owns the blob and answers with authority.
@@ -170,6 +176,15 @@ pub(crate) struct Swarm {
     pub(crate) in_backend: bool,
     pub(crate) backend_down: bool,
     pub(crate) provided: bool,
+    pub(crate) members: Map<PeerId, Member>,
+    /// Pieces that came and that members are to be told of, in the order of the members.
+    pub(crate) news: News,
+    /// The metainfo, once known.
+    pub(crate) blob: Option<Blob>,
+    /// Members with the whole blob and the place of the last, where they were counted and none has changed since.
+    seeders: Cell<Option<(usize, usize)>>,
+    /// When the last reader left.
+    pub(crate) unread_since: Option<Timestamp>,
     /// Since when nobody could be asked for anything that is missing.
     pub(crate) starved: Option<Timestamp>,
     pub(crate) name: BlobName,
@@ -180,9 +195,18 @@ pub(crate) struct Swarm {
     pub(crate) backend_retry: Timestamp,
 }
 
+/// What tells a swarm from none where there may be one: it has the largest niche there is, and so the compiler looks in the first cache
+/// line and not at any of those that few inputs need.
+#[derive(Debug)]
+#[repr(u64)]
+enum Presence {
+    Here,
+}
+
 impl Swarm {
     pub(crate) fn new(name: BlobName, digest: Digest, now: Timestamp) -> Self {
         Self {
+            presence: Presence::Here,
             name,
             digest,
             started: now,
@@ -207,11 +231,37 @@ impl Swarm {
         }
     }
 
-    /// Reads what most inputs look at.
+    /// Prefetches what most inputs look at.
     #[inline]
-    pub(crate) fn touch(&self) -> u64 {
-        let blob = self.blob.as_ref().map_or(0, |blob| blob.front ^ blob.have.count());
-        u64::from(blob) ^ (self.members.len() ^ self.news.fresh(true) ^ self.readers.len()) as u64
+    pub(crate) fn prefetch(&self) {
+        prefetch_lines(&self.presence, PREFETCHED_LINES);
+    }
+
+    /// Prefetches the member at a place.
+    pub(crate) fn prefetch_member(&self, place: usize) {
+        if let Some((peer, member)) = self.members.entry_at(place) {
+            prefetch_ends(peer);
+            member.prefetch();
+        }
+    }
+
+    /// Prefetches what tells whether the member at a place has a piece, and what it was asked for.
+    pub(crate) fn prefetch_pieces_of(&self, place: usize, piece: u32) {
+        let Some(member) = self.members.at(place) else { return };
+        member.outstanding.prefetch(PENDING_LINES);
+        if let Some(pieces) = &member.pieces {
+            prefetch_word(pieces, piece);
+        }
+    }
+
+    /// Prefetches what is known of some pieces, and of those that are under way.
+    pub(crate) fn prefetch_pieces(&self, pieces: impl Iterator<Item = u32>) {
+        let Some(blob) = &self.blob else { return };
+        blob.pending.prefetch(PENDING_LINES);
+        for piece in pieces {
+            blob.picker.prefetch(piece);
+            prefetch_word(&blob.have, piece);
+        }
     }
 
     /// The window of a member has changed.

@@ -2,6 +2,13 @@
 
 use shoal_types::Timestamp;
 
+use crate::prefetch::{prefetch, prefetch_list};
+
+/// Members that are told at a time, as far as that is looked at beforehand.
+const DUE_MAX: usize = 24;
+/// Cache lines of what as many members as a swarm has are owed.
+const OWED_LINES_MAX: usize = 48;
+
 /// What one member is still to be told of.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Owed {
@@ -38,6 +45,27 @@ pub(crate) struct News {
 }
 
 impl News {
+    /// Prefetches what the member at a place is owed.
+    pub(crate) fn prefetch_owed(&self, place: usize) {
+        if let Some(owed) = self.owed.get(place) {
+            prefetch(owed);
+        }
+    }
+
+    /// Prefetches what all members are owed.
+    pub(crate) fn prefetch(&self) {
+        prefetch_list(&self.owed, OWED_LINES_MAX);
+    }
+
+    /// Places of members of the own zone that would be looked at if they were told `at` a time, as far as is known without that: the
+    /// first of them, and nearly all.
+    pub(crate) fn due(&self, at: Option<Timestamp>) -> impl Iterator<Item = usize> {
+        let fresh = self.fresh(true);
+        let waits = move |owed: &Owed| owed.until > at && owed.spare_after(fresh).is_some();
+        let due = self.owed.iter().enumerate().filter(move |(_, owed)| !waits(owed));
+        due.map(|(place, _)| place).take(DUE_MAX)
+    }
+
     /// Takes in a member, behind all others.
     pub(crate) fn add_member(&mut self) {
         self.owed.push(Owed::default());

@@ -2,6 +2,7 @@
 
 use shoal_types::Bitfield;
 
+use crate::prefetch::{prefetch, prefetch_list};
 use crate::random::Random;
 
 /// A piece that is not wanted has this position.
@@ -36,6 +37,21 @@ impl Picker {
         }
         let availability = vec![0; count as usize];
         Self { availability, position, bits, wanted: wanted.len(), buckets: vec![wanted] }
+    }
+
+    /// Prefetches what is known of a piece.
+    pub(crate) fn prefetch(&self, piece: u32) {
+        let (place, word) = (piece as usize, (piece / u64::BITS) as usize);
+        prefetch_list(self.availability.get(place..).unwrap_or_default(), 1);
+        prefetch_list(self.position.get(place..).unwrap_or_default(), 1);
+        prefetch_list(self.bits.get(word..).unwrap_or_default(), 1);
+    }
+
+    /// Prefetches where the list is that a piece is in.
+    pub(crate) fn prefetch_bucket(&self, piece: u32) {
+        if let Some(bucket) = self.buckets.get(usize::from(self.availability(piece))) {
+            prefetch(bucket);
+        }
     }
 
     /// Number of wanted pieces.

@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use shoal_types::Timestamp;
 
+use crate::prefetch::prefetch_list;
+
 /// How much more of the wire the sends beside one may have had than it.
 const UNEVEN_MAX: f64 = 2.0;
+
+/// Cache lines of moments in which sends began that are prefetched.
+const BEGUN_LINES: usize = 6;
 
 /// A send under way.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +45,13 @@ pub(super) struct Active {
 }
 
 impl Active {
+    /// Prefetches when sends began.
+    pub(super) fn prefetch(&self) {
+        let (before, behind) = self.begun.as_slices();
+        prefetch_list(before, BEGUN_LINES);
+        prefetch_list(behind, BEGUN_LINES);
+    }
+
     fn advance(&mut self, now: Timestamp) {
         let count = f64::from(u32::try_from(self.count).unwrap_or(u32::MAX));
         self.load += count * now.saturating_since(self.at).as_secs_f64();
