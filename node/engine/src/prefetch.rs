@@ -27,7 +27,10 @@ pub fn prefetch_ends<T>(value: &T) {
 #[inline(always)]
 pub(crate) fn prefetch_lines<T>(first: &T, lines: Range<usize>) {
     for line in lines {
-        prefetch_index(std::slice::from_ref(first), line * const { LINE_BYTES / size_of::<T>() });
+        prefetch_index(
+            std::slice::from_ref(first),
+            line.saturating_mul(const { LINE_BYTES / size_of::<T>() }),
+        );
     }
 }
 
@@ -36,4 +39,24 @@ pub(crate) fn prefetch_lines<T>(first: &T, lines: Range<usize>) {
 pub fn prefetch_list<T>(values: &[T], lines: usize) {
     let step = const { if size_of::<T>() < LINE_BYTES { LINE_BYTES / size_of::<T>() } else { 1 } };
     (0..values.len()).step_by(step).take(lines).for_each(|place| prefetch_index(values, place));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_asked_for_there_is_no_harm() {
+        let (small, large) = (vec![1_u16; 1000], vec![[2_u64; 20]; 3]);
+        for lines in [0, 1, 4, 1000] {
+            prefetch_list(&small, lines);
+            prefetch_list(&large, lines);
+            prefetch_list::<u64>(&[], lines);
+            prefetch_lines(&small[0], 0..lines);
+        }
+        prefetch_lines(&small[0], usize::MAX - 1..usize::MAX);
+        prefetch_ends(&large);
+        prefetch(&small);
+        assert!(small.iter().all(|value| *value == 1) && large.iter().all(|value| *value == [2; 20]));
+    }
 }
