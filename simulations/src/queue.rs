@@ -78,7 +78,7 @@ impl<E> Queue<E> {
         }
     }
 
-    /// When the next event is due.
+    /// When the next event is due, of those that are not planned.
     pub(crate) fn next_at(&mut self) -> Option<u64> {
         while self.present.is_empty() {
             if !self.advance() {
@@ -88,7 +88,7 @@ impl<E> Queue<E> {
         self.present.peek().map(|entry| entry.at)
     }
 
-    /// Puts what is to happen before `until` in order, so that [`Self::ahead`] knows it. What was planned before must have happened.
+    /// Puts what is to happen before `until` in order, so that [`Self::ahead`] knows it. What was planned before has happened, or was taken back.
     pub(crate) fn plan(&mut self, until: u64) {
         debug_assert!(self.planned.is_empty());
         while self.next_at().is_some_and(|at| at < until) {
@@ -104,6 +104,11 @@ impl<E> Queue<E> {
         self.planned.get(place).map(|entry| &entry.event)
     }
 
+    /// Takes back what was planned and has not happened.
+    pub(crate) fn unplan(&mut self) {
+        self.present.extend(self.planned.drain(..));
+    }
+
     /// What comes next, if it does before the `until` that was planned for, and whether it was planned: it may have been arranged since.
     pub(crate) fn pop_before(&mut self, until: u64) -> Option<(u64, E, bool)> {
         let fresh = self.next_at().filter(|at| *at < until).and(self.present.peek());
@@ -117,6 +122,7 @@ impl<E> Queue<E> {
         Some((next.at, next.event, planned))
     }
 
+    /// What comes next, of what is not planned.
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
         self.next_at()?;
         self.present.pop().map(|entry| (entry.at, entry.event))
@@ -177,22 +183,24 @@ mod tests {
         }
         assert_eq!(queue.pop(), None);
     }
+
     #[test]
     fn what_is_arranged_since_comes_between_what_was_planned() {
+        const TICK: u64 = 10_000;
         let mut random = rand_pcg::Pcg64::seed_from_u64(2);
         let mut queue = Queue::new();
         let mut model = std::collections::BTreeMap::new();
-        let (mut number, mut fresh) = (0u64, 0);
+        let (mut number, mut fresh, mut ties, mut taken_back) = (0u64, 0, 0, 0);
         for step in 0..2_000 {
-            let (now, until) = (step * 100_000, (step + 1) * 100_000);
-            let mut arrange = |queue: &mut Queue<u64>, now: u64, reach: u64| {
-                let at = now + random.next_u64() % reach;
+            let (now, until) = (step * 10 * TICK, (step + 1) * 10 * TICK);
+            let mut draw = |bound: u64| random.next_u64() % bound;
+            let mut arrange = |queue: &mut Queue<u64>, at: u64| {
                 queue.push(at, number);
                 number += 1;
                 (at, number - 1)
             };
-            for reach in [300_000, 1 << 20, 1 << 32] {
-                model.extend([(arrange(&mut queue, now, reach), true)]);
+            for reach in [30, 100, 400_000] {
+                model.extend([(arrange(&mut queue, now + draw(reach) * TICK), true)]);
             }
             queue.plan(until);
             model.values_mut().for_each(|planned| *planned = true);
@@ -202,13 +210,22 @@ mod tests {
                 let ((at, expected), planned) = model.pop_first().unwrap();
                 assert_eq!(popped, (at, expected, planned));
                 fresh += u32::from(!planned);
-                if at % 3 == 0 {
-                    let next = arrange(&mut queue, at, 100_000);
+                if draw(3) == 0 {
+                    let next = arrange(&mut queue, at + draw(10) * TICK);
+                    ties += u32::from(model.range((next.0, 0)..next).any(|(_, planned)| *planned));
                     model.insert(next, false);
+                }
+                if draw(20) == 0 {
+                    // As after a violation: then it is as if nothing had been planned.
+                    taken_back += u32::from(queue.ahead(0).is_some());
+                    queue.unplan();
+                    assert_eq!(queue.next_at(), model.first_key_value().map(|((at, _), _)| *at));
+                    queue.plan(until);
+                    model.range_mut(..(until, 0)).for_each(|(_, planned)| *planned = true);
                 }
             }
             assert!(model.first_key_value().is_none_or(|((at, _), _)| *at >= until));
         }
-        assert!(fresh > 500, "{fresh}");
+        assert!(fresh > 500 && ties > 100 && taken_back > 50, "{fresh} {ties} {taken_back}");
     }
 }

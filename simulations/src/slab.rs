@@ -1,6 +1,6 @@
 //! Values by number, whose places are used again.
 
-use shoal_engine::prefetch::prefetch;
+use shoal_engine::prefetch::prefetch_at;
 
 /// Holds what events only name, so that events stay small.
 #[derive(Debug)]
@@ -25,9 +25,7 @@ impl<T> Slab<T> {
 
     /// Prefetches where a value is.
     pub(crate) fn prefetch(&self, place: u32) {
-        if let Some(value) = self.values.get(place as usize) {
-            prefetch(value);
-        }
+        prefetch_at(&self.values, place as usize);
     }
 
     pub(crate) fn get(&self, place: u32) -> Option<&T> {

@@ -29,6 +29,7 @@ const PREFETCHED_VALUES: usize = 2;
 
 /// Blobs by name. Whether a name is in use is looked at whenever there are twice as many as were in use the last time.
 #[derive(Debug)]
+// In the order of use: docs/adr/0018.
 #[repr(C, align(64))]
 pub(crate) struct Names {
     by_digest: Map<Digest, BlobName>,

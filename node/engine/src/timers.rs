@@ -6,7 +6,7 @@ use shoal_types::{PeerId, Timestamp};
 
 use crate::keyed::Map;
 use crate::names::{BlobName, Named};
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_at};
 
 /// What is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,7 @@ struct OfPeer {
 
 /// Standing deadlines by name. Whoever has none is not kept.
 #[derive(Debug, Default)]
+// In the order of use: docs/adr/0018.
 #[repr(C, align(64))]
 struct Names {
     swarms: Named<OfSwarm>,
@@ -198,14 +199,14 @@ impl Timers {
     }
 
     /// What is due next.
-    pub(crate) fn first(&self) -> Option<Timer> {
+    pub(crate) fn next_timer(&self) -> Option<Timer> {
         self.names.get(self.first?.1).copied()
     }
 
-    /// Prefetches what [`Self::first`] reads.
-    pub(crate) fn prefetch_first(&self) {
-        if let Some(timer) = self.first.and_then(|(_, number)| self.names.get(number)) {
-            prefetch(timer);
+    /// Prefetches what [`Self::next_timer`] reads.
+    pub(crate) fn prefetch_next(&self) {
+        if let Some((_, number)) = self.first {
+            prefetch_at(&self.names, number);
         }
     }
 
@@ -295,6 +296,7 @@ mod tests {
             let due: Vec<Timer> = model.drain(..due).map(|(_, name)| name).collect();
             assert_eq!(timers.take_due(at(now / 20)), due);
             assert_eq!(timers.next(), model.first().map(|(at, _)| *at));
+            assert_eq!(timers.next_timer(), model.first().map(|(_, name)| *name));
             let name = names[draw(names.len())];
             assert_eq!(timers.is_set(name), model.iter().any(|(_, known)| *known == name));
         }

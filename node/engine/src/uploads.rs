@@ -83,6 +83,7 @@ struct Next {
 
 /// All uploads of the process.
 #[derive(Debug, Default)]
+// In the order of use: docs/adr/0018.
 #[repr(C, align(64))]
 pub(crate) struct Uploads {
     queues: Map<PeerId, Queue>,

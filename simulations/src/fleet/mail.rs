@@ -17,7 +17,7 @@ pub(crate) enum Event {
     Wake {
         node: u32,
     },
-    /// `request` says what the message is, which is known before it is looked at.
+    /// `request` says whether it is one, which is known so without a look at the message.
     Message {
         node: u32,
         from: u32,

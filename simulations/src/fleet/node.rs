@@ -242,14 +242,14 @@ impl Node {
     }
 
     /// Prefetches a part of what an event will look at, as [`Engine::prefetch`] does: something over the connection to `other`, if that is
-    /// looked at, and with `arrives` a piece's last byte.
+    /// looked at, and with `arrives` a piece or a part of one.
     #[inline]
     pub(crate) fn prefetch(&self, stage: usize, other: Option<u32>, arrives: bool) {
         let link = || other.and_then(|other| self.link(other));
         match stage {
             0 => {
                 prefetch(&self.wake);
-                prefetch(&self.links);
+                prefetch_ends(&self.links);
                 if arrives {
                     prefetch(&self.buffers);
                 }

@@ -1,13 +1,12 @@
 //! A part of the nodes, which runs by itself for a step.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use shoal_engine::Engine;
 use shoal_engine::engine::ahead::{Ahead, STAGES};
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_engine::message::Message;
-use shoal_engine::prefetch::{prefetch, prefetch_ends, prefetch_list};
+use shoal_engine::prefetch::{prefetch_ends, prefetch_list};
 use shoal_types::{PeerId, Timestamp};
 
 use super::mail::{Coming, Event, ForNode, Mail, Op, Outbox, Posted};
@@ -98,23 +97,24 @@ impl Shard {
         }
         self.queue.plan(until);
         for place in 0..PREFETCHED_EVENTS {
-            self.prefetch(world, 0..STAGES, place);
+            self.prefetch(world, place);
         }
         while self.violation.is_none() {
-            let Some((at, event, planned)) = self.queue.pop_before(until) else { return };
+            let Some((at, event, planned)) = self.queue.pop_before(until) else { break };
             self.prefetch_event(world, STAGES - 1, &event);
             if planned {
-                self.prefetch(world, 0..STAGES - 1, PREFETCHED_EVENTS - 1);
+                self.prefetch(world, PREFETCHED_EVENTS - 1);
             }
             self.now = at;
             self.events += 1;
             self.happen(world, event);
         }
+        self.queue.unplan();
     }
 
     /// Prefetches for the planned event at `place` and those before it, at distances of [`STAGE_EVENTS`], each its next stage.
-    fn prefetch(&self, world: &World, stages: Range<usize>, place: usize) {
-        for stage in stages {
+    fn prefetch(&self, world: &World, place: usize) {
+        for stage in 0..STAGES {
             let place = place.checked_sub(stage * STAGE_EVENTS);
             if let Some(event) = place.and_then(|place| self.queue.ahead(place)) {
                 self.prefetch_event(world, stage, event);
@@ -125,10 +125,16 @@ impl Shard {
     /// Prefetches a part of what an event will look at.
     #[inline]
     fn prefetch_event(&self, world: &World, stage: usize, event: &Event) {
-        let peer = |other: &u32| &world.fact(*other).peer;
+        let peer = |other: &u32| {
+            let peer = &world.fact(*other).peer;
+            if stage == 0 {
+                prefetch_ends(peer);
+            }
+            peer
+        };
         let (other, arrives, ahead) = match event {
             Event::Message { from, message, request, .. } => {
-                let message = self.prefetch_message(world, stage, *from, *message);
+                let message = self.prefetch_message(stage, *message);
                 if *request {
                     (Some(*from), false, Ahead::Request(peer(from), message))
                 } else {
@@ -159,9 +165,8 @@ impl Shard {
     }
 
     /// Prefetches what comes with a message, and returns it once it is there.
-    fn prefetch_message(&self, world: &World, stage: usize, from: u32, message: u32) -> Option<&Message> {
+    fn prefetch_message(&self, stage: usize, message: u32) -> Option<&Message> {
         if stage == 0 {
-            prefetch(world.fact(from));
             self.messages.prefetch(message);
             return None;
         }

@@ -14,7 +14,7 @@ use crate::timers::Timer;
 
 /// Stages of [`Engine::prefetch`].
 pub const STAGES: usize = 6;
-/// Pieces of one message that are looked at.
+/// Runs of pieces of one message that are looked at.
 const PIECES_MAX: usize = 8;
 
 /// What will come, as far as it matters for what will be looked at.
@@ -24,7 +24,7 @@ pub enum Ahead<'a> {
     Request(&'a PeerId, Option<&'a Message>),
     /// Another message of a peer.
     Message(&'a PeerId, Option<&'a Message>),
-    /// [`crate::io::Input::PieceArrived`].
+    /// [`crate::io::Input::PieceArrived`] or [`crate::io::Input::PieceProgress`].
     Arrived(&'a PeerId, Channel, u32),
     /// [`crate::io::Input::PieceSent`].
     Sent(&'a PeerId, Digest),
@@ -45,11 +45,9 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    fn digest(&self) -> Option<&Digest> {
-        match self {
-            Self::Sent(_, digest) | Self::Verified(digest, _) => Some(digest),
-            Self::Request(..) | Self::Message(..) | Self::Arrived(..) | Self::Timeout => None,
-        }
+    /// Whether it names a blob.
+    fn names_blob(&self) -> bool {
+        matches!(self, Self::Sent(..) | Self::Verified(..))
     }
 
     fn channel(&self) -> Option<Channel> {
@@ -65,7 +63,7 @@ impl<'a> Ahead<'a> {
         matches!(self, Self::Sent(..) | Self::Request(..))
     }
 
-    /// The pieces it is about.
+    /// The pieces it is about; of a run the first.
     fn pieces(&self) -> impl Iterator<Item = u32> {
         let runs = match self {
             Self::Message(_, Some(Message::Have { runs, .. })) => runs.as_slice(),
@@ -83,8 +81,8 @@ impl<'a> Ahead<'a> {
 }
 
 impl Engine {
-    /// Has a part of what an input will look at fetched into the processor's caches. To be called for stage 0, 1 and so on up to
-    /// [`STAGES`], one or two other inputs apart, so that each finds what the one before had fetched. Has no other effect.
+    /// Has a part of what an input will look at fetched into the processor's caches. To be called for each stage below [`STAGES`], one or
+    /// two other inputs apart, so that each finds what the one before had fetched. Changes nothing that decides anything.
     #[inline]
     pub fn prefetch(&self, stage: usize, ahead: &Ahead<'_>) {
         match stage {
@@ -106,7 +104,7 @@ impl Engine {
         if ahead.serves() {
             self.uploads.prefetch_head();
         }
-        if ahead.digest().is_some() {
+        if ahead.names_blob() {
             self.names.prefetch_head();
         }
     }
@@ -119,11 +117,11 @@ impl Engine {
         if ahead.serves() {
             self.uploads.prefetch_tables();
         }
-        if ahead.digest().is_some() {
+        if ahead.names_blob() {
             self.names.prefetch_tables();
         }
         if matches!(ahead, Ahead::Timeout) {
-            self.timers.prefetch_first();
+            self.timers.prefetch_next();
         }
     }
 
@@ -159,7 +157,10 @@ impl Engine {
             swarm.news.prefetch_owed(place);
             swarm.prefetch_pieces(ahead.pieces());
         } else if matches!(ahead, Ahead::Timeout) {
-            swarm.news.due(self.timers.next()).for_each(|place| swarm.prefetch_member(place));
+            swarm
+                .news
+                .due(self.timers.next().unwrap_or(self.now))
+                .for_each(|place| swarm.prefetch_member(place));
         }
     }
 
@@ -171,7 +172,10 @@ impl Engine {
                 ahead.pieces().for_each(|piece| blob.picker.prefetch_bucket(piece));
             }
         } else if matches!(ahead, Ahead::Timeout) {
-            swarm.news.due(self.timers.next()).for_each(|place| swarm.prefetch_pieces_of(place, 0));
+            swarm
+                .news
+                .due(self.timers.next().unwrap_or(self.now))
+                .for_each(|place| swarm.prefetch_pieces_of(place, 0));
         }
     }
 
@@ -179,7 +183,7 @@ impl Engine {
     fn swarm_ahead(&self, ahead: &Ahead<'_>) -> Option<(&Swarm, Option<usize>)> {
         let (name, place) = match ahead {
             Ahead::Verified(digest, _) => (self.names.get(digest)?, None),
-            Ahead::Timeout => match self.timers.first()? {
+            Ahead::Timeout => match self.timers.next_timer()? {
                 Timer::Haves(name) => (name, None),
                 _ => return None,
             },
@@ -190,5 +194,35 @@ impl Engine {
             }
         };
         Some((self.swarms.get(name)?, place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_types::{Timestamp, Zone};
+
+    /// What comes is a peer's: it may be about anything. What engines have is prefetched in all of the simulator's tests.
+    #[test]
+    fn what_is_unknown_is_passed_over() {
+        let peer = PeerId::from_public_key([1; 32]);
+        let engine = Engine::new(crate::EngineConfig::default(), peer, Zone::default(), 0, Timestamp::ZERO);
+        let (digest, to, piece) = (Digest::sha256(b"blob"), 7, u32::MAX);
+        let request = Message::Request { to, piece };
+        let have = Message::Have { to, runs: vec![(piece, piece)] };
+        let inputs = [
+            Ahead::Request(&peer, None),
+            Ahead::Request(&peer, Some(&request)),
+            Ahead::Message(&peer, Some(&have)),
+            Ahead::Arrived(&peer, to, piece),
+            Ahead::Sent(&peer, digest),
+            Ahead::Verified(digest, piece),
+            Ahead::Timeout,
+        ];
+        let before = format!("{engine:?}");
+        for stage in 0..=STAGES {
+            inputs.iter().for_each(|ahead| engine.prefetch(stage, ahead));
+        }
+        assert_eq!(format!("{engine:?}"), before);
     }
 }

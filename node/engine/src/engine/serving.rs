@@ -309,8 +309,7 @@ impl Engine {
             if same_zone
                 && !full
                 && !spans_zones
-                && let Some(until) = owed.until.filter(|until| now < *until)
-                && let Some(spare) = owed.spare_after(fresh)
+                && let Some((until, spare)) = owed.waits(now, fresh)
             {
                 debug_assert!(
                     members

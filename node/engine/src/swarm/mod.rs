@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
 use crate::names::BlobName;
-use crate::prefetch::{prefetch, prefetch_ends, prefetch_lines};
+use crate::prefetch::{prefetch_at, prefetch_ends, prefetch_lines};
 use crate::random::Random;
 use member::{Member, Outstanding};
 use news::News;
@@ -36,9 +36,7 @@ const PENDING_LINES: usize = 4;
 
 /// Prefetches what tells whether a piece is in a set.
 fn prefetch_word(pieces: &Bitfield, piece: u32) {
-    if let Some(word) = pieces.words().get((piece / u64::BITS) as usize) {
-        prefetch(word);
-    }
+    prefetch_at(pieces.words(), (piece / u64::BITS) as usize);
 }
 
 /// What is being done about a piece.

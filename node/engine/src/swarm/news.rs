@@ -2,9 +2,9 @@
 
 use shoal_types::Timestamp;
 
-use crate::prefetch::{prefetch, prefetch_list};
+use crate::prefetch::{prefetch_at, prefetch_list};
 
-/// Members that are told at a time, as far as that is looked at beforehand.
+/// Members to be told that are prefetched.
 const DUE_MAX: usize = 24;
 /// Cache lines of what as many members as a swarm has are owed.
 const OWED_LINES_MAX: usize = 48;
@@ -22,6 +22,12 @@ pub(crate) struct Owed {
 }
 
 impl Owed {
+    /// Until when it can wait for certain when so many pieces have come, and what is spare then.
+    pub(crate) fn waits(&self, now: Timestamp, fresh: usize) -> Option<(Timestamp, u32)> {
+        let until = self.until.filter(|until| now < *until)?;
+        Some((until, self.spare_after(fresh)?))
+    }
+
     /// What is spare when so many pieces have come.
     pub(crate) fn spare_after(&self, fresh: usize) -> Option<u32> {
         self.spare?.checked_sub(u32::try_from(fresh).ok()?)
@@ -47,9 +53,7 @@ pub(crate) struct News {
 impl News {
     /// Prefetches what the member at a place is owed.
     pub(crate) fn prefetch_owed(&self, place: usize) {
-        if let Some(owed) = self.owed.get(place) {
-            prefetch(owed);
-        }
+        prefetch_at(&self.owed, place);
     }
 
     /// Prefetches what all members are owed.
@@ -57,12 +61,10 @@ impl News {
         prefetch_list(&self.owed, OWED_LINES_MAX);
     }
 
-    /// Places of members of the own zone that would be looked at if they were told `at` a time, as far as is known without that: the
-    /// first of them, and nearly all.
-    pub(crate) fn due(&self, at: Option<Timestamp>) -> impl Iterator<Item = usize> {
+    /// The first few places of members that have to be looked at when the own zone is told of what is here by now.
+    pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = usize> {
         let fresh = self.fresh(true);
-        let waits = move |owed: &Owed| owed.until > at && owed.spare_after(fresh).is_some();
-        let due = self.owed.iter().enumerate().filter(move |(_, owed)| !waits(owed));
+        let due = self.owed.iter().enumerate().filter(move |(_, owed)| owed.waits(now, fresh).is_none());
         due.map(|(place, _)| place).take(DUE_MAX)
     }
 

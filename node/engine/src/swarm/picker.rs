@@ -2,7 +2,7 @@
 
 use shoal_types::Bitfield;
 
-use crate::prefetch::{prefetch, prefetch_list};
+use crate::prefetch::prefetch_at;
 use crate::random::Random;
 
 /// A piece that is not wanted has this position.
@@ -41,17 +41,14 @@ impl Picker {
 
     /// Prefetches what is known of a piece.
     pub(crate) fn prefetch(&self, piece: u32) {
-        let (place, word) = (piece as usize, (piece / u64::BITS) as usize);
-        prefetch_list(self.availability.get(place..).unwrap_or_default(), 1);
-        prefetch_list(self.position.get(place..).unwrap_or_default(), 1);
-        prefetch_list(self.bits.get(word..).unwrap_or_default(), 1);
+        prefetch_at(&self.availability, piece as usize);
+        prefetch_at(&self.position, piece as usize);
+        prefetch_at(&self.bits, (piece / u64::BITS) as usize);
     }
 
     /// Prefetches where the list is that a piece is in.
     pub(crate) fn prefetch_bucket(&self, piece: u32) {
-        if let Some(bucket) = self.buckets.get(usize::from(self.availability(piece))) {
-            prefetch(bucket);
-        }
+        prefetch_at(&self.buckets, self.availability(piece).into());
     }
 
     /// Number of wanted pieces.
