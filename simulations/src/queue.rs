@@ -88,7 +88,8 @@ impl<E> Queue<E> {
         self.present.peek().map(|entry| entry.at)
     }
 
-    /// Puts what is to happen before `until` in order, so that [`Self::ahead`] knows it. What was planned before has happened, or was taken back.
+    /// Puts what is to happen before `until` in order, so that [`Self::ahead`] knows it. What was planned before has happened, or was
+    /// taken back.
     pub(crate) fn plan(&mut self, until: u64) {
         debug_assert!(self.planned.is_empty());
         while self.next_at().is_some_and(|at| at < until) {

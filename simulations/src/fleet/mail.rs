@@ -6,63 +6,20 @@ use std::time::Duration;
 use shoal_engine::io::Input;
 use shoal_engine::message::Message;
 
-/// What happens at a node. Small: what is large is in a slab.
+/// What happens at a node. Small: what is large is in a slab. Whether a message is a request is known without a look at it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    Input {
-        node: u32,
-        life: u32,
-        input: u32,
-    },
-    Wake {
-        node: u32,
-    },
-    /// `request` says whether it is one, which is known so without a look at the message.
-    Message {
-        node: u32,
-        from: u32,
-        serial: u32,
-        request: bool,
-        message: u32,
-    },
-    Dialed {
-        node: u32,
-        from: u32,
-        life: u32,
-    },
-    Linked {
-        node: u32,
-        other: u32,
-        connection: u32,
-        serial: u32,
-    },
-    Unlinked {
-        node: u32,
-        other: u32,
-        serial: u32,
-    },
-    Sent {
-        node: u32,
-        to: u32,
-        serial: u32,
-        blob: u32,
-        piece: u32,
-        bytes: u32,
-    },
+    Input { node: u32, life: u32, input: u32 },
+    Wake { node: u32 },
+    Message { node: u32, from: u32, serial: u32, request: bool, message: u32 },
+    Dialed { node: u32, from: u32, life: u32 },
+    Linked { node: u32, other: u32, connection: u32, serial: u32 },
+    Unlinked { node: u32, other: u32, serial: u32 },
+    Sent { node: u32, to: u32, serial: u32, blob: u32, piece: u32, bytes: u32 },
     Progress(Coming),
     Arrived(Coming),
-    Verified {
-        node: u32,
-        life: u32,
-        blob: u32,
-        piece: u32,
-    },
-    ReaderMoved {
-        node: u32,
-        life: u32,
-        reader: u32,
-        offset: u64,
-    },
+    Verified { node: u32, life: u32, blob: u32, piece: u32 },
+    ReaderMoved { node: u32, life: u32, reader: u32, offset: u64 },
 }
 
 /// What of a piece has come to a node.

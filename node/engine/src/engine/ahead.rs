@@ -141,12 +141,11 @@ impl Engine {
     }
 
     fn prefetch_swarm(&self, ahead: &Ahead<'_>) {
-        let Some((swarm, place)) = self.swarm_ahead(ahead) else { return };
+        let Some((swarm, _)) = self.swarm_ahead(ahead) else { return };
         match ahead {
             Ahead::Verified(..) => swarm.prefetch_pieces(ahead.pieces()),
             Ahead::Timeout => swarm.news.prefetch(),
-            _ if place.is_some() => swarm.prefetch(),
-            _ => {}
+            _ => swarm.prefetch(),
         }
     }
 
@@ -157,10 +156,7 @@ impl Engine {
             swarm.news.prefetch_owed(place);
             swarm.prefetch_pieces(ahead.pieces());
         } else if matches!(ahead, Ahead::Timeout) {
-            swarm
-                .news
-                .due(self.timers.next().unwrap_or(self.now))
-                .for_each(|place| swarm.prefetch_member(place));
+            self.due(swarm).for_each(|place| swarm.prefetch_member(place));
         }
     }
 
@@ -172,11 +168,13 @@ impl Engine {
                 ahead.pieces().for_each(|piece| blob.picker.prefetch_bucket(piece));
             }
         } else if matches!(ahead, Ahead::Timeout) {
-            swarm
-                .news
-                .due(self.timers.next().unwrap_or(self.now))
-                .for_each(|place| swarm.prefetch_pieces_of(place, 0));
+            self.due(swarm).for_each(|place| swarm.prefetch_pieces_of(place, 0));
         }
+    }
+
+    /// Places of members that will be looked at when what came is told next.
+    fn due<'a>(&self, swarm: &'a Swarm) -> impl Iterator<Item = usize> + use<'a> {
+        swarm.news.due(self.timers.next().unwrap_or(self.now))
     }
 
     /// The swarm that an input is about, and the place among its members of the peer that it comes from.
