@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use shoal_types::Zone;
 
-use fair::{Demand, Filler};
+use fair::{Demand, Filler, distinct};
 use flows::{Flow, Flows};
 
 /// Payload bytes in a frame of the data plane: what has to arrive before a receiver counts the first part of a piece as here.
@@ -118,8 +118,8 @@ struct Idle {
     at: u64,
     /// What it carries of the interval before beyond its own rate, in bytes per second.
     late: f64,
-    /// The largest rate of a flow over its weight.
-    top: f64,
+    /// Flows of this level and above are held back.
+    held_from: f64,
 }
 
 /// Links, flows and their rates.
@@ -333,10 +333,9 @@ impl Network {
     }
 
     fn claim(&mut self, crosses: [u32; 3], rate: f64, now: u64) {
-        let [a, b, c] = crosses;
-        for link in [Some(a), Some(b), (c != a).then_some(c)].into_iter().flatten() {
-            self.count_idle(link as usize, now);
-            self.unclaimed[link as usize] -= rate;
+        for link in distinct(&crosses) {
+            self.count_idle(*link as usize, now);
+            self.unclaimed[*link as usize] -= rate;
         }
     }
 
@@ -377,7 +376,7 @@ impl Network {
                 crosses: own.crosses,
                 weight: own.weight,
                 limit: limit(own, self.tick),
-                rate: 0.0,
+                level: 0.0,
             });
         }
         for link in 0..self.capacity.len() {
@@ -387,34 +386,20 @@ impl Network {
             self.unclaimed[link] = self.capacity[link] + late;
         }
         self.filler.fill(&mut self.unclaimed, &mut self.demands);
-        self.note_held_back();
+        for (link, idle) in self.idle.iter_mut().enumerate() {
+            let full = self.unclaimed[link] <= self.capacity[link] * FULL;
+            idle.held_from = if full { self.filler.top(link) * (1.0 - FULL) } else { f64::INFINITY };
+        }
         let until = now + self.tick;
         self.next_tick = Some(until);
         for (own, demand) in self.flows.active.iter_mut().zip(&self.demands) {
-            own.rate = demand.rate;
-            milestones(own, now, until, due);
-        }
-    }
-
-    /// Finds out which links hold which flows back.
-    fn note_held_back(&mut self) {
-        for demand in &self.demands {
-            for link in demand.crosses {
-                let idle = &mut self.idle[link as usize];
-                idle.top = idle.top.max(demand.rate / demand.weight);
-            }
-        }
-        for (own, demand) in self.flows.active.iter_mut().zip(&self.demands) {
-            let [a, _, c] = demand.crosses;
-            for (place, link) in demand.crosses.into_iter().enumerate() {
-                let idle = &mut self.idle[link as usize];
-                let full = self.unclaimed[link as usize] <= self.capacity[link as usize] * FULL;
-                // The first link stands in the place of one between zones where there is none.
-                let again = place == 2 && a == c;
-                let most = demand.rate / demand.weight >= idle.top * (1.0 - FULL);
-                own.held_back[place] = full && most && !again;
+            own.rate = demand.rate();
+            for (place, link) in distinct(&demand.crosses).iter().enumerate() {
+                let idle = &mut self.idle[*link as usize];
+                own.held_back[place] = demand.level >= idle.held_from;
                 idle.held_back += u32::from(own.held_back[place]);
             }
+            milestones(own, now, until, due);
         }
     }
 
