@@ -215,8 +215,10 @@ impl Engine {
     /// swarm that spans zones waits for its link as likely as not, and has places for peers elsewhere.
     fn peers_sought(&self, swarm: &Swarm) -> usize {
         let sought = self.config.peers_per_swarm_max;
+        let most = sought.max(self.config.peers_per_swarm_behind_max);
         let Some(blob) = &swarm.blob else { return sought };
-        if swarm.members.len() < sought || swarm.spans_zones() {
+        // With as many as it could look for it looks for none either way.
+        if !(sought..most).contains(&swarm.members.len()) || swarm.spans_zones() {
             return sought;
         }
         let counts = swarm.members.values().filter(|member| member.is_leecher());
@@ -226,11 +228,7 @@ impl Engine {
             });
         let mean = pieces.checked_div(peers.into()).unwrap_or(0);
         let behind = mean.saturating_sub(blob.have.count().into());
-        if behind > u64::from(blob.layout.piece_count()) / BEHIND_PART {
-            sought.max(self.config.peers_per_swarm_behind_max)
-        } else {
-            sought
-        }
+        if behind > u64::from(blob.layout.piece_count()) / BEHIND_PART { most } else { sought }
     }
 
     /// How many more peers of other zones a swarm looks for.
@@ -268,7 +266,7 @@ impl Engine {
             return true;
         }
         if candidate.hint.endpoints.is_empty() || full {
-            candidate.standing = Standing::Gone;
+            swarm.search.set_standing(&peer, Standing::Gone);
             return false;
         }
         candidate.standing = Standing::Dialing;
@@ -511,13 +509,18 @@ const INTRODUCTIONS_MAX: usize = 6;
 
 /// Makes room among the candidates: whoever was of no use, longest unheard first.
 fn evict(swarm: &mut Swarm) -> bool {
+    let useless =
+        |(_, candidate): &(&PeerId, &Candidate)| !candidate.owner && candidate.standing.is_useless();
+    if swarm.search.all_useful {
+        debug_assert!(!swarm.others().any(|other| useless(&other)));
+        return false;
+    }
     let victim = swarm
         .others()
-        .filter(|(_, candidate)| {
-            !candidate.owner && matches!(candidate.standing, Standing::Absent(_) | Standing::Gone)
-        })
+        .filter(useless)
         .min_by_key(|(peer, candidate)| (candidate.heard, **peer))
         .map(|(peer, _)| *peer);
+    swarm.search.all_useful = victim.is_none();
     victim.is_some_and(|peer| swarm.search.candidates.swap_remove(&peer).is_some())
 }
 

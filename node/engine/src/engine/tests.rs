@@ -638,6 +638,7 @@ proptest! {
         let mut config = EngineConfig::default();
         if tight {
             config.buffer_bytes_max = 3 * PIECE_BYTES;
+            config.candidates_per_swarm_max = 2;
             config.upload_slots = 1;
             config.upload_slots_max = 1;
             config.rate_in_bytes_per_sec = Some(500_000);

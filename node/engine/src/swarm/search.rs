@@ -30,6 +30,13 @@ pub(crate) enum Standing {
     Gone,
 }
 
+impl Standing {
+    /// Whether it turned out not to have the blob, or not to be there.
+    pub(crate) fn is_useless(self) -> bool {
+        matches!(self, Self::Absent(_) | Self::Gone)
+    }
+}
+
 /// A peer that may have the blob.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
@@ -72,6 +79,8 @@ pub(crate) struct Search {
     pub(crate) near_owners: Vec<PeerId>,
     /// Peers of another zone were named.
     pub(crate) foreign: bool,
+    /// No candidate that is neither member nor owner is useless; `false` where that is not known.
+    pub(crate) all_useful: bool,
 }
 
 /// What a finished round of search means.
@@ -99,12 +108,15 @@ impl Search {
     pub(crate) fn note_member(&mut self, peer: &PeerId, member: bool) {
         if let Some(candidate) = self.candidates.get_mut(peer) {
             candidate.member = member;
+            self.all_useful &= member;
         }
     }
 
+    /// Nothing else makes a candidate useless.
     pub(crate) fn set_standing(&mut self, peer: &PeerId, standing: Standing) {
         if let Some(candidate) = self.candidates.get_mut(peer) {
             candidate.standing = standing;
+            self.all_useful &= !standing.is_useless();
         }
     }
 
@@ -136,7 +148,7 @@ impl Search {
     /// Everybody may be asked again.
     pub(crate) fn forgive(&mut self) {
         for candidate in self.candidates.values_mut() {
-            if matches!(candidate.standing, Standing::Absent(_) | Standing::Gone) {
+            if candidate.standing.is_useless() {
                 candidate.standing = Standing::Fresh;
             }
         }

@@ -100,8 +100,11 @@ impl Active {
 
     /// Those that began less than `time` ago.
     pub(super) fn younger_than(&self, time: Duration, now: Timestamp) -> usize {
-        let young = |(since, _): &&(Timestamp, Begun)| now.saturating_since(*since) < time;
-        self.begun.iter().rev().take_while(young).map(|(_, begun)| begun.count).sum()
+        // Nearly all did: those that did not are counted.
+        let old = |(since, _): &&(Timestamp, Begun)| now.saturating_since(*since) >= time;
+        let old: usize = self.begun.iter().take_while(old).map(|(_, begun)| begun.count).sum();
+        debug_assert_eq!(self.begun.iter().map(|(_, begun)| begun.count).sum::<usize>(), self.count);
+        self.count.saturating_sub(old)
     }
 
     /// When the last `count` or a few more began, and their bytes; `None` when there are not so many.
@@ -112,5 +115,22 @@ impl Active {
             bytes = bytes.saturating_add(begun.bytes);
             (seen >= count).then_some((*since, bytes))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sends_are_young_until_their_time_is_over() {
+        let at = |millis| Timestamp::from_start(Duration::from_millis(millis));
+        let mut active = Active::default();
+        let first = active.begin(at(0), 1000);
+        let others = [0, 5, 10].map(|millis| active.begin(at(millis), 1000));
+        let young = |active: &Active, millis| active.younger_than(Duration::from_millis(10), at(millis));
+        assert_eq!([9, 10, 14, 15, 19, 20].map(|millis| young(&active, millis)), [4, 2, 2, 1, 1, 0]);
+        active.end(at(9), &first, true);
+        assert_eq!((young(&active, 9), active.count), (3, others.len()));
     }
 }

@@ -68,3 +68,26 @@ fn who_asks_introduces_nobody_but_where_there_are_other_zones() {
     let expected = [(1, 2), (2, 1)].map(|(to, of)| (peer(to), BTreeSet::from([peer(of)])));
     assert_eq!(told(&answered), BTreeMap::from(expected));
 }
+
+#[test]
+fn who_is_of_no_use_makes_room_for_others() {
+    let config = EngineConfig { candidates_per_swarm_max: 2, ..EngineConfig::default() };
+    let useless: [&[Op]; 4] = [
+        &[Op::ConnectFailed(0)],
+        &[Op::Connect(0), Op::Absent(0, 0)],
+        &[Op::Connect(0), Op::Join(0, true, false), Op::Leave(0)],
+        &[Op::Connect(0), Op::Join(0, true, false), Op::Disconnect(0)],
+    ];
+    for ops in useless {
+        let mut world = World::new(config.clone(), 1);
+        let known = [Op::Read(1), Op::Opened(0, 1), Op::Found(0, false), Op::Found(1, false)];
+        // The second time it is known that there is no room.
+        let apply = |world: &mut World, ops: &[Op]| ops.iter().for_each(|op| world.apply(op.clone()));
+        apply(&mut world, &known);
+        apply(&mut world, &[Op::Found(2, false), Op::Found(2, false)]);
+        assert_eq!(world.dialed, [peer(0), peer(1)]);
+        apply(&mut world, ops);
+        world.apply(Op::Found(2, false));
+        assert_eq!(world.dialed.last(), Some(&peer(2)), "{ops:?}");
+    }
+}
