@@ -105,6 +105,11 @@ impl<E> Queue<E> {
         self.planned.get(place).map(|entry| &entry.event)
     }
 
+    /// How many of those that were planned are left.
+    pub(crate) fn planned(&self) -> usize {
+        self.planned.len()
+    }
+
     /// Takes back what was planned and has not happened.
     pub(crate) fn unplan(&mut self) {
         self.present.extend(self.planned.drain(..));
@@ -121,12 +126,6 @@ impl<E> Queue<E> {
             (None, None) => return None,
         };
         Some((next.at, next.event, planned))
-    }
-
-    /// What comes next, of what is not planned.
-    pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
-        self.next_at()?;
-        self.present.pop().map(|entry| (entry.at, entry.event))
     }
 
     /// Goes on to the next bucket; `false` when nothing is left.
@@ -175,14 +174,14 @@ mod tests {
             if random.next_u64().is_multiple_of(2) {
                 let (key, expected) = model.pop_first().unwrap();
                 assert_eq!(queue.next_at(), Some(key.0));
-                assert_eq!(queue.pop(), Some((key.0, expected)));
+                assert_eq!(queue.pop_before(u64::MAX), Some((key.0, expected, false)));
                 now = key.0;
             }
         }
         while let Some((key, expected)) = model.pop_first() {
-            assert_eq!(queue.pop(), Some((key.0, expected)));
+            assert_eq!(queue.pop_before(u64::MAX), Some((key.0, expected, false)));
         }
-        assert_eq!(queue.pop(), None);
+        assert_eq!(queue.pop_before(u64::MAX), None);
     }
 
     #[test]
@@ -207,6 +206,7 @@ mod tests {
             model.values_mut().for_each(|planned| *planned = true);
             let planned: Vec<u64> = model.range(..(until, 0)).map(|((_, number), _)| *number).collect();
             assert!((0..planned.len() + 1).all(|n| queue.ahead(n) == planned.get(n)));
+            assert_eq!(queue.planned(), planned.len());
             while let Some(popped) = queue.pop_before(until) {
                 let ((at, expected), planned) = model.pop_first().unwrap();
                 assert_eq!(popped, (at, expected, planned));

@@ -144,16 +144,22 @@ impl<K: Key, V> Map<K, V> {
     /// A key's entry, or one that looks like it, found without reading any entry, so that it can be prefetched; `None` in a large map.
     #[inline]
     pub(crate) fn likely(&self, key: &K) -> Option<(&K, &V)> {
+        self.entry_at(self.likely_place(key)?)
+    }
+
+    /// The place of that entry.
+    #[inline]
+    pub(crate) fn likely_place(&self, key: &K) -> Option<usize> {
         let head = key.head();
         let (known, last) = self.last.get();
         if known == half(head) {
-            return self.entry_at(last as usize);
+            return Some(last as usize);
         }
         if self.table.is_some() {
             return None;
         }
         let short = short(head);
-        self.entry_at(self.heads.iter().position(|known| *known == short)?)
+        self.heads.iter().position(|known| *known == short)
     }
 
     /// Prefetches so many cache lines of entries.

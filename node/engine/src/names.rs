@@ -6,7 +6,7 @@
 use shoal_types::Digest;
 
 use crate::keyed::Map;
-use crate::prefetch::{prefetch, prefetch_list};
+use crate::prefetch::{prefetch, prefetch_ends, prefetch_list};
 
 /// One engine's number for a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,10 +46,12 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Prefetches where [`Self::prefetch_tables`] finds what it prefetches.
-    pub(crate) fn prefetch_head(&self) {
-        prefetch(&self.by_digest);
+    /// Prefetches where [`Self::prefetch_digest`] finds what it prefetches, and with `by_digest` where [`Self::prefetch_tables`] does.
+    pub(crate) fn prefetch_head(&self, by_digest: bool) {
         prefetch(&self.digests);
+        if by_digest {
+            prefetch(&self.by_digest);
+        }
     }
 
     /// Prefetches what giving a name to a digest and the other way round reads, of a few blobs.
@@ -57,6 +59,13 @@ impl Names {
         self.by_digest.prefetch_keys();
         self.by_digest.prefetch_entries(PREFETCHED_LINES);
         prefetch_list(&self.digests, PREFETCHED_LINES);
+    }
+
+    /// Prefetches the digest of a blob.
+    pub(crate) fn prefetch_digest(&self, name: BlobName) {
+        if let Some(digest) = self.digests.get(name.0 as usize) {
+            prefetch_ends(digest);
+        }
     }
 
     /// The name of a blob, if it has one.

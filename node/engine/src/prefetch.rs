@@ -16,7 +16,8 @@ pub fn prefetch<T>(value: &T) {
     prefetch_index(std::slice::from_ref(value), 0);
 }
 
-/// The cache lines that a value begins in and ends behind: all there are of one of up to 64 bytes.
+/// The cache lines that a value begins in and ends behind: all there are of one of up to 64 bytes that may begin anywhere. Of one that
+/// begins with a line see [`prefetch_lines`].
 #[inline(always)]
 pub fn prefetch_ends<T>(value: &T) {
     prefetch_index(std::slice::from_ref(value), 0);
@@ -31,7 +32,7 @@ pub fn prefetch_at<T>(values: &[T], place: usize) {
 
 /// Cache lines of a larger value, counted from the one that its first field begins in. The size of that field divides 64.
 #[inline(always)]
-pub(crate) fn prefetch_lines<T>(first: &T, lines: Range<usize>) {
+pub fn prefetch_lines<T>(first: &T, lines: Range<usize>) {
     const { assert!(LINE_BYTES.is_multiple_of(size_of::<T>())) }
     for line in lines {
         prefetch_index(

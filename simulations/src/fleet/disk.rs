@@ -49,18 +49,18 @@ impl Shard {
         &mut self,
         world: &World,
         node: u32,
-        digest: Digest,
+        digest: &Digest,
         piece: PieceIndex,
         buffer: BufferId,
-        from: PeerId,
+        from: &PeerId,
     ) {
         let Some(good) = self.take_buffer(node, buffer) else {
             return self.violate(|| format!("node {node} uses a buffer twice"));
         };
-        let Some(blob) = world.blob_of(&digest) else { return };
+        let Some(blob) = world.blob_of(digest) else { return };
         let (now, life) = (self.now, world.fact(node).life);
         let own = self.own(node);
-        let Some(held) = own.disk.get(&blob) else {
+        let Some(held) = own.disk.get(blob) else {
             return self
                 .violate(|| format!("node {node} verifies a piece before it makes room for its blob"));
         };
@@ -68,7 +68,7 @@ impl Shard {
         let disk = own.spec.disk;
         let hashed = now + time_of(bytes, disk.verify_bytes_per_sec);
         if !good {
-            let input = Input::PieceCorrupt { digest, piece, from: Some(from) };
+            let input = Input::PieceCorrupt { digest: *digest, piece, from: Some(*from) };
             return self.answer(world, node, hashed, input);
         }
         let at = own.disk_work(hashed, time_of(bytes, disk.write_bytes_per_sec)) + nanos(disk.delay);
@@ -77,8 +77,8 @@ impl Shard {
 
     /// A right piece is on the disk.
     pub(super) fn verified(&mut self, world: &World, node: u32, blob: u32, piece: u32) {
-        let digest = world.blobs[blob as usize].metainfo.digest();
-        let Some(held) = self.own(node).disk.get_mut(&blob) else { return };
+        let digest = world.digests[blob as usize];
+        let Some(held) = self.own(node).disk.get_mut(blob) else { return };
         let Some(piece) = held.metainfo.layout().piece(piece) else { return };
         if !held.pieces.insert(piece) {
             return self.violate(|| format!("node {node} gets piece {} twice", piece.get()));
@@ -99,7 +99,7 @@ impl Shard {
         let Some(blob) = world.blob_of(&digest) else { return };
         let now = self.now;
         let own = self.own(node);
-        let Some(held) = own.disk.get_mut(&blob).filter(|held| held.pieces.is_full()) else {
+        let Some(held) = own.disk.get_mut(blob).filter(|held| held.pieces.is_full()) else {
             return self.violate(|| format!("node {node} finishes a blob that is not whole"));
         };
         let layout = held.metainfo.layout();
@@ -120,7 +120,7 @@ impl Shard {
         let Some(blob) = world.blob_of(&digest) else { return };
         let (now, life) = (self.now, world.fact(node).life);
         let own = self.own(node);
-        let held = own.disk.get(&blob).filter(|_| !own.backend_down && own.backend.contains(&blob));
+        let held = own.disk.get(blob).filter(|_| !own.backend_down && own.backend.contains(&blob));
         let Some(held) = held else {
             return self.answer(world, node, now + first_byte, Input::BackendFailed { digest, piece });
         };

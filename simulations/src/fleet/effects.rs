@@ -6,41 +6,42 @@ use shoal_engine::message::{Channel, PeerHint};
 use shoal_types::{Digest, PeerId, PieceIndex};
 
 use super::mail::{Event, Op, Sending};
-use super::node::{Held, time_of};
+use super::node::time_of;
 use super::shard::Shard;
+use super::store::Held;
 use super::world::World;
 use crate::network::nanos;
 
 impl Shard {
-    pub(super) fn effect(&mut self, world: &World, node: u32, effect: Effect) {
+    pub(super) fn effect(&mut self, world: &World, node: u32, effect: &mut Effect) {
         match effect {
             Effect::Send { peer, message } => self.send(world, node, peer, message),
             Effect::Expect { peer, channel, piece, .. } => {
-                self.expect(world, node, &peer, (channel, piece.get()), true);
+                self.expect(world, node, peer, (*channel, piece.get()), true);
             }
             Effect::Unexpect { peer, channel, piece } => {
-                self.expect(world, node, &peer, (channel, piece), false);
+                self.expect(world, node, peer, (*channel, *piece), false);
             }
             Effect::SendPiece { peer, to, digest, piece } => {
-                self.send_piece(world, node, &peer, to, &digest, piece);
+                self.send_piece(world, node, peer, *to, digest, *piece);
             }
             Effect::CancelSend { peer, digest, piece } => {
-                self.cancel_send(world, node, &peer, &digest, piece);
+                self.cancel_send(world, node, peer, digest, *piece);
             }
             Effect::VerifyPiece { digest, piece, buffer, from } => {
-                self.verify(world, node, digest, piece, buffer, from);
+                self.verify(world, node, digest, *piece, *buffer, from);
             }
-            Effect::DropBuffer { buffer } => self.drop_buffer(node, buffer),
-            Effect::Connect { peer, .. } => self.connect(world, node, peer),
+            Effect::DropBuffer { buffer } => self.drop_buffer(node, *buffer),
+            Effect::Connect { peer, .. } => self.connect(world, node, *peer),
             Effect::Disconnect { peer, ban, .. } => {
-                let Some(other) = world.id_of(&peer) else { return };
+                let Some(other) = world.id_of(peer) else { return };
                 if ban.is_some() {
                     self.own(node).bans.insert(other);
                 }
                 self.hang_up(world, node, other);
             }
             Effect::OpenBlob { digest } => {
-                let opened = self.look_into_store(world, node, &digest);
+                let (digest, opened) = (*digest, self.look_into_store(world, node, digest));
                 let at = self.now + nanos(self.node(node).spec.disk.delay);
                 self.answer(world, node, at, Input::BlobOpened { digest, opened });
             }
@@ -49,31 +50,34 @@ impl Shard {
                 let pieces = metainfo.empty_bitfield();
                 // The description is the same for all: one copy of it is enough.
                 let truth = &world.blobs[blob as usize];
-                let vouched = vouched.map(|_| truth.vouched.clone());
+                let vouched = vouched.as_ref().map(|_| truth.vouched.clone());
                 let held =
                     Held { pieces, metainfo: truth.metainfo.clone(), vouched, complete: false, hashed: 0 };
-                self.own(node).disk.entry(blob).or_insert(held);
+                let disk = &mut self.own(node).disk;
+                if disk.get(blob).is_none() {
+                    disk.insert(blob, held);
+                }
             }
-            Effect::Lookup { digest, source } => self.look_up(world, node, digest, source),
+            Effect::Lookup { digest, source } => self.look_up(world, node, *digest, *source),
             Effect::Provide { digest } => {
-                let Some(blob) = world.blob_of(&digest) else { return };
+                let Some(blob) = world.blob_of(digest) else { return };
                 let wait = nanos(world.config.lookup.provide_delay).max(1);
                 let at = self.now + self.own(node).random.next_u64() % wait;
                 self.ops.push(Op::Provide { node, blob, at });
             }
-            Effect::FetchFromBackend { digest, piece } => self.fetch(world, node, digest, piece),
-            Effect::FinishBlob { digest } => self.finish(world, node, digest),
+            Effect::FetchFromBackend { digest, piece } => self.fetch(world, node, *digest, *piece),
+            Effect::FinishBlob { digest } => self.finish(world, node, *digest),
             Effect::ReaderStarted { reader, .. } => {
                 if let Some(opened) = self.own(node).readers.get_mut(reader.0 as usize) {
                     opened.outcome.started = true;
                 }
             }
-            Effect::ReaderAdvance { reader, until } => self.advance(world, node, reader, until),
-            Effect::ReaderDone { reader } => self.reader_done(node, reader),
+            Effect::ReaderAdvance { reader, until } => self.advance(world, node, *reader, *until),
+            Effect::ReaderDone { reader } => self.reader_done(node, *reader),
             Effect::ReaderFailed { reader, why } => {
                 if let Some(opened) = self.own(node).readers.get_mut(reader.0 as usize) {
                     let was_open = opened.live && !opened.outcome.is_over();
-                    opened.outcome.failed = Some(why);
+                    opened.outcome.failed = Some(why.clone());
                     self.open_readers -= usize::from(was_open);
                 }
             }
@@ -109,7 +113,7 @@ impl Shard {
         let now = self.now;
         let own = self.node(node);
         let Some(link) = own.link(to) else { return };
-        let held = own.disk.get(&blob).filter(|held| held.pieces.contains(piece));
+        let held = own.disk.get(blob).filter(|held| held.pieces.contains(piece));
         let Some(held) = held else {
             return self
                 .violate(|| format!("node {node} serves piece {} that it has not verified", piece.get()));
@@ -153,7 +157,7 @@ impl Shard {
             return;
         };
         let blob = world.blob_of(&opened.digest);
-        let Some(held) = blob.and_then(|blob| own.disk.get(&blob)) else { return };
+        let Some(held) = blob.and_then(|blob| own.disk.get(blob)) else { return };
         let outcome = &mut opened.outcome;
         let mut pieces = held.metainfo.layout().pieces_in(outcome.until..until);
         let good = until > outcome.until
@@ -172,7 +176,7 @@ impl Shard {
 
     fn look_into_store(&self, world: &World, node: u32, digest: &Digest) -> Opened {
         let own = self.node(node);
-        let held = world.blob_of(digest).and_then(|blob| Some((blob, own.disk.get(&blob)?)));
+        let held = world.blob_of(digest).and_then(|blob| Some((blob, own.disk.get(blob)?)));
         match held {
             Some((blob, held)) => Opened::Here(LocalBlob {
                 metainfo: held.metainfo.clone(),

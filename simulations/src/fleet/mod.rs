@@ -13,6 +13,7 @@ mod mail;
 mod node;
 mod shard;
 mod steps;
+mod store;
 mod wire;
 mod world;
 
@@ -34,8 +35,9 @@ use crate::truth::Truth;
 pub use faults::Cut;
 use mail::{Mail, Posted};
 pub use node::{DiskSpec, NodeSpec, ReaderOutcome, Tally};
-use node::{Held, Node, Opened, time_of};
+use node::{Node, Opened, time_of};
 use shard::Shard;
+use store::Held;
 use wire::Wire;
 use world::{Fact, World};
 
@@ -189,7 +191,6 @@ impl Fleet {
             alive: true,
             stopped: false,
             corrupt: spec.corrupt,
-            zone_name: spec.zone.clone(),
             roles: spec.roles(),
             died: 0,
         });
@@ -208,6 +209,7 @@ impl Fleet {
             let network = &mut self.wire.network;
             let delays = (0..=number).map(|from| (0..=number).map(|to| network.delay(from, to)).collect());
             self.world.delays = delays.collect();
+            self.world.zones.push(zone.clone());
         }
         number
     }
@@ -255,6 +257,7 @@ impl Fleet {
         let number = u32::try_from(self.world.blobs.len()).unwrap_or(u32::MAX);
         self.reads.piece_bytes_min = self.reads.piece_bytes_min.min(truth.metainfo.layout().piece_bytes());
         self.world.blobs.push(truth.clone());
+        self.world.digests.push(digest);
         self.world.by_digest.insert(digest, number);
         number
     }
@@ -435,7 +438,7 @@ impl Fleet {
     }
 
     fn held(&self, node: NodeId, digest: &Digest) -> Option<&Held> {
-        self.node(node).disk.get(&self.world.blob_of(digest)?)
+        self.node(node).disk.get(self.world.blob_of(digest)?)
     }
 
     /// Payload bytes that crossed links between zones.

@@ -1,15 +1,15 @@
 //! One virtual process: an engine, a disk, an access link, readers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use shoal_engine::Engine;
 use shoal_engine::io::ReadError;
 use shoal_engine::prefetch::{prefetch, prefetch_ends, prefetch_list};
-use shoal_types::{Bitfield, Digest, Metainfo, Role, Roles, Timestamp, VouchedMetainfo, Zone};
+use shoal_types::{Digest, Role, Roles, Timestamp, Zone};
 
 use super::mail::Event;
+use super::store::Store;
 
 /// What a node is.
 #[derive(Clone, Debug)]
@@ -134,17 +134,6 @@ pub struct Tally {
     pub lookups: [u64; 2],
 }
 
-/// What a node's disk holds of a blob.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) metainfo: Arc<Metainfo>,
-    pub(crate) vouched: Option<Arc<VouchedMetainfo>>,
-    pub(crate) pieces: Bitfield,
-    pub(crate) complete: bool,
-    /// Pieces the running digest has seen: all before this one.
-    pub(crate) hashed: u32,
-}
-
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) digest: Digest,
@@ -182,6 +171,19 @@ const COUNTED_MAX: usize = 256;
 /// Cache lines of connections that are prefetched: 96 of them.
 const OTHERS_LINES: usize = 6;
 
+/// What of a node an event will look at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Uses {
+    /// The connection to that node.
+    pub(crate) other: Option<u32>,
+    /// A piece or a part of one arrives over it.
+    pub(crate) arrives: bool,
+    /// It is looked at what the disk holds.
+    pub(crate) stored: bool,
+    /// The piece it is about, once that is known.
+    pub(crate) piece: Option<u32>,
+}
+
 /// What most events look at stands at the beginning, in few cache lines.
 #[derive(Debug)]
 #[repr(C)]
@@ -197,7 +199,7 @@ pub(crate) struct Node {
     /// A connection each.
     links: Vec<Link>,
     pub(crate) disk_free: u64,
-    pub(crate) disk: BTreeMap<u32, Held>,
+    pub(crate) disk: Store,
     pub(crate) readers: Vec<Opened>,
     /// Payload the engine has not decided about: its name, and whether it is right.
     pub(crate) buffers: Vec<(u64, bool)>,
@@ -226,7 +228,7 @@ impl Node {
             links: Vec::new(),
             look_until: 0,
             bans: BTreeSet::new(),
-            disk: BTreeMap::new(),
+            disk: Store::default(),
             disk_free: 0,
             backend: BTreeSet::new(),
             backend_down: false,
@@ -241,11 +243,11 @@ impl Node {
         }
     }
 
-    /// Prefetches a part of what an event will look at, as [`Engine::prefetch`] does: something over the connection to `other`, if that is
-    /// looked at, and with `arrives` a piece or a part of one.
+    /// Prefetches a part of what an event will look at, as [`Engine::prefetch`] does. `link` tells the later stages where the
+    /// connection is.
     #[inline]
-    pub(crate) fn prefetch(&self, stage: usize, other: Option<u32>, arrives: bool) {
-        let link = || other.and_then(|other| self.link(other));
+    pub(crate) fn prefetch(&self, stage: usize, uses: &Uses, link: &mut Option<usize>) {
+        let Uses { other, arrives, stored, piece } = *uses;
         match stage {
             0 => {
                 prefetch(&self.wake);
@@ -253,20 +255,32 @@ impl Node {
                 if arrives {
                     prefetch(&self.buffers);
                 }
+                if stored {
+                    self.disk.prefetch();
+                }
             }
-            1 if other.is_some() => {
-                prefetch_list(&self.others, OTHERS_LINES);
+            1 => {
+                if other.is_some() {
+                    prefetch_list(&self.others, OTHERS_LINES);
+                }
                 if arrives {
                     prefetch_list(&self.buffers, 1);
                 }
+                if stored {
+                    self.disk.prefetch_blobs();
+                }
             }
             2 => {
-                if let Some(link) = link() {
+                *link = other.and_then(|other| self.place(other).ok());
+                if let Some(link) = link.and_then(|place| self.links.get(place)) {
                     prefetch_ends(link);
+                }
+                if let Some(piece) = piece.filter(|_| stored) {
+                    self.disk.prefetch_piece(piece);
                 }
             }
             3 if arrives => {
-                if let Some(link) = link() {
+                if let Some(link) = link.and_then(|place| self.links.get(place)) {
                     prefetch_list(&link.expected, 1);
                 }
             }
@@ -352,6 +366,8 @@ pub(crate) fn time_of(bytes: u64, bytes_per_sec: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
     use rand_core::{Rng as _, SeedableRng as _};
 
     #[test]

@@ -1,16 +1,16 @@
 //! A part of the nodes, which runs by itself for a step.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
-use shoal_engine::Engine;
-use shoal_engine::engine::ahead::{Ahead, STAGES};
+use shoal_engine::engine::ahead::{self, Ahead, STAGES};
 use shoal_engine::io::{Effect, Input, ReaderId};
 use shoal_engine::message::Message;
-use shoal_engine::prefetch::{prefetch_ends, prefetch_list};
+use shoal_engine::prefetch::{prefetch, prefetch_ends, prefetch_list};
 use shoal_types::{PeerId, Timestamp};
 
 use super::mail::{Coming, Event, ForNode, Mail, Op, Outbox, Posted};
-use super::node::{Link, Node};
+use super::node::{self, Link, Node};
 use super::world::World;
 use crate::network::nanos;
 use crate::queue::Queue;
@@ -25,6 +25,19 @@ const STAGE_EVENTS: usize = 2;
 /// Events ahead of the present one at which prefetching begins.
 const PREFETCHED_EVENTS: usize = STAGE_EVENTS * (STAGES - 1);
 
+/// Planned events whose trails are kept: no fewer than are being prefetched for, and a power of two.
+const TRAILS: usize = (PREFETCHED_EVENTS + 1).next_power_of_two();
+
+/// What was found when an event was prefetched for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trail {
+    /// The event's.
+    number: usize,
+    /// Where the node's connection is.
+    link: Option<usize>,
+    engine: ahead::Trail,
+}
+
 /// Nodes, and what happens at them. Node `n` is with shard `n % shards`, at place `n / shards`.
 #[derive(Debug)]
 pub(crate) struct Shard {
@@ -32,6 +45,7 @@ pub(crate) struct Shard {
     bits: u32,
     pub(crate) nodes: Vec<Node>,
     queue: Queue<Event>,
+    trails: [Cell<Trail>; TRAILS],
     inputs: Slab<Input>,
     /// Wishes being carried out; empty in between.
     effects: VecDeque<Effect>,
@@ -59,6 +73,7 @@ impl Shard {
             bits,
             nodes: Vec::new(),
             queue: Queue::new(),
+            trails: Default::default(),
             inputs: Slab::new(),
             effects: VecDeque::new(),
             messages: Slab::new(),
@@ -101,8 +116,9 @@ impl Shard {
         }
         while self.violation.is_none() {
             let Some((at, event, planned)) = self.queue.pop_before(until) else { break };
-            self.prefetch_event(world, STAGES - 1, &event);
             if planned {
+                // It was the last of the plan: its number is how many are left.
+                self.prefetch_event::<{ STAGES - 1 }>(world, &event, self.queue.planned());
                 self.prefetch(world, PREFETCHED_EVENTS - 1);
             }
             self.now = at;
@@ -114,54 +130,82 @@ impl Shard {
 
     /// Prefetches for the planned event at `place` and those before it, at distances of [`STAGE_EVENTS`], each its next stage.
     fn prefetch(&self, world: &World, place: usize) {
-        for stage in 0..STAGES {
-            let place = place.checked_sub(stage * STAGE_EVENTS);
-            if let Some(event) = place.and_then(|place| self.queue.ahead(place)) {
-                self.prefetch_event(world, stage, event);
-            }
+        // The last stage is for the event that happens next.
+        const { assert!(STAGES == 7, "all stages but the last stand here") }
+        self.prefetch_stage::<0>(world, place);
+        self.prefetch_stage::<1>(world, place);
+        self.prefetch_stage::<2>(world, place);
+        self.prefetch_stage::<3>(world, place);
+        self.prefetch_stage::<4>(world, place);
+        self.prefetch_stage::<5>(world, place);
+    }
+
+    #[inline(always)]
+    fn prefetch_stage<const STAGE: usize>(&self, world: &World, place: usize) {
+        if let Some(place) = place.checked_sub(STAGE * STAGE_EVENTS)
+            && let Some(event) = self.queue.ahead(place)
+        {
+            self.prefetch_event::<STAGE>(world, event, self.queue.planned() - 1 - place);
         }
     }
 
-    /// Prefetches a part of what an event will look at.
+    /// Prefetches a part of what an event will look at, which is the `number`th of those that are planned, from the last on.
     #[inline]
-    fn prefetch_event(&self, world: &World, stage: usize, event: &Event) {
+    fn prefetch_event<const STAGE: usize>(&self, world: &World, event: &Event, number: usize) {
+        let stage = STAGE;
         let peer = |other: &u32| {
             let peer = &world.fact(*other).peer;
             if stage == 0 {
-                prefetch_ends(peer);
+                prefetch(peer);
             }
             peer
         };
-        let (other, arrives, ahead) = match event {
+        let (ahead, uses) = match event {
             Event::Message { from, message, request, .. } => {
                 let message = self.prefetch_message(stage, *message);
                 if *request {
-                    (Some(*from), false, Ahead::Request(peer(from), message))
+                    let piece = match message {
+                        Some(Message::Request { piece, .. }) => Some(*piece),
+                        _ => None,
+                    };
+                    let uses = node::Uses { other: Some(*from), stored: true, piece, ..Default::default() };
+                    (Ahead::Request(peer(from), message), uses)
                 } else {
-                    (None, false, Ahead::Message(peer(from), message))
+                    (Ahead::Message(peer(from), message), node::Uses::default())
                 }
             }
             Event::Sent { to, blob, .. } => {
-                let digest = world.blobs[*blob as usize].metainfo.digest();
-                (Some(*to), false, Ahead::Sent(peer(to), digest))
+                let digest = &world.digests[*blob as usize];
+                let uses = node::Uses { other: Some(*to), stored: true, ..Default::default() };
+                (Ahead::Sent(peer(to), digest), uses)
             }
             Event::Arrived(Coming { from, channel, piece, .. })
             | Event::Progress(Coming { from, channel, piece, .. }) => {
-                (Some(*from), true, Ahead::Arrived(peer(from), *channel, *piece))
+                let uses = node::Uses { other: Some(*from), arrives: true, stored: true, piece: None };
+                (Ahead::Arrived(peer(from), *channel, *piece), uses)
             }
             Event::Verified { blob, piece, .. } => {
-                (None, false, Ahead::Verified(world.blobs[*blob as usize].metainfo.digest(), *piece))
+                let digest = &world.digests[*blob as usize];
+                let uses = node::Uses { stored: true, piece: Some(*piece), ..Default::default() };
+                (Ahead::Verified(digest, *piece), uses)
             }
-            Event::Wake { .. } => (None, false, Ahead::Timeout),
+            Event::Wake { .. } => (Ahead::Timeout, node::Uses::default()),
             Event::Input { .. }
             | Event::Dialed { .. }
             | Event::Linked { .. }
             | Event::Unlinked { .. }
             | Event::ReaderMoved { .. } => return,
         };
+        if stage == 0 {
+            prefetch(world.fact(event.node()));
+        }
         let node = self.node(event.node());
-        node.prefetch(stage, other, arrives);
-        node.engine.prefetch(stage, &ahead);
+        let place = &self.trails[number % TRAILS];
+        let mut trail = if stage == 0 { Trail { number, ..Trail::default() } } else { place.get() };
+        debug_assert_eq!(trail.number, number);
+        node.prefetch(stage, &uses, &mut trail.link);
+        node.engine.prefetch(stage, &ahead, &mut trail.engine);
+        place.set(trail);
     }
 
     /// Prefetches what comes with a message, and returns it once it is there.
@@ -314,33 +358,42 @@ impl Shard {
             return;
         }
         own.wake = u64::MAX;
-        self.act(world, node, |engine| {
-            if engine.poll_timeout().is_some_and(|at| at <= time) {
-                engine.handle_timeout(time);
-            }
-        });
+        if own.engine.poll_timeout().is_some_and(|at| at <= time) {
+            self.lend(node);
+            self.own(node).engine.handle_timeout(time);
+            self.carry_out(world, node);
+        } else {
+            self.arrange_wake(node);
+        }
     }
 
+    #[inline]
     pub(crate) fn deliver(&mut self, world: &World, node: u32, input: Input) {
         let now = self.time();
-        self.act(world, node, |engine| engine.handle_input(now, input));
+        self.lend(node);
+        self.own(node).engine.handle_input(now, input);
+        self.carry_out(world, node);
     }
 
-    /// Lets an engine act, and carries out what it wishes.
-    fn act(&mut self, world: &World, node: u32, act: impl FnOnce(&mut Engine)) {
+    /// Lends an engine the buffer for wishes. All engines of the shard share one, which stays in the processor's caches.
+    fn lend(&mut self, node: u32) {
+        self.nodes[(node >> self.bits) as usize].engine.exchange_effects(&mut self.effects);
+        debug_assert!(self.effects.is_empty(), "wishes that nobody carried out");
+    }
+
+    /// Takes the buffer back, and carries out what the engine wishes.
+    fn carry_out(&mut self, world: &World, node: u32) {
         let now = self.now;
         let mut effects = std::mem::take(&mut self.effects);
         let own = self.own(node);
-        // All engines of the shard wish into one buffer, which stays in the processor's caches.
-        own.engine.exchange_effects(&mut effects);
-        debug_assert!(effects.is_empty(), "wishes that nobody carried out");
-        act(&mut own.engine);
         own.engine.exchange_effects(&mut effects);
         let mut hash = own.trace_hash;
-        for effect in effects.drain(..) {
-            self.trace.effect(&mut hash, now, node, &effect);
+        // In place: they are large, and to read at once what was just written in parts is slow.
+        for effect in &mut effects {
+            self.trace.effect(&mut hash, now, node, effect);
             self.effect(world, node, effect);
         }
+        effects.clear();
         self.effects = effects;
         let limit = world.config.engine.buffer_bytes_max;
         let own = self.own(node);
@@ -348,6 +401,13 @@ impl Shard {
         if own.engine.buffered_bytes() > limit {
             return self.violate(|| format!("node {node} buffers more than {limit} bytes"));
         }
+        self.arrange_wake(node);
+    }
+
+    /// Arranges that the engine is woken when it wants to be.
+    fn arrange_wake(&mut self, node: u32) {
+        let now = self.now;
+        let own = self.own(node);
         if let Some(at) = own.engine.poll_timeout() {
             let at = nanos(at.since_start()).max(now);
             if at < own.wake {
@@ -422,16 +482,19 @@ impl Shard {
     }
 
     /// Says something to a peer.
-    pub(crate) fn send(&mut self, world: &World, node: u32, peer: PeerId, message: Message) {
-        let Some(to) = world.id_of(&peer) else { return };
+    pub(crate) fn send(&mut self, world: &World, node: u32, peer: &PeerId, message: &mut Message) {
+        let Some(to) = world.id_of(peer) else { return };
         let now = self.now;
         let own = self.own(node);
         let Some(link) = own.link(to) else { return };
         let (serial, at) = (link.serial, now + link.delay);
         own.tally.messages += 1;
-        own.tally.control_bytes += crate::trace::wire_bytes(&message);
+        own.tally.control_bytes += crate::trace::wire_bytes(message);
         let request = matches!(message, Message::Request { .. });
-        let message = Box::new(message);
+        // What is left in its place is of no use to anybody.
+        let mut sent = Box::new(Message::Leave { to: 0 });
+        std::mem::swap(&mut *sent, message);
+        let message = sent;
         self.outbox.post(to, at, Mail::Message { node: to, from: node, serial, request, message });
     }
 

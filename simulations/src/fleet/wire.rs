@@ -4,12 +4,20 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand_core::SeedableRng as _;
 use shoal_engine::io::{Input, LookupSource};
+use shoal_engine::prefetch::{prefetch, prefetch_lines};
 
 use super::mail::{Coming, Event, Mail, Op, Outbox, Sending};
 use super::world::World;
 use crate::discovery::Dht;
 use crate::network::{FlowId, Milestone, Network};
 use crate::queue::Queue;
+
+/// Stages of prefetching.
+const STAGES: usize = 4;
+/// Happenings from one stage of prefetching to the next: enough for memory to answer.
+const STAGE_HAPPENINGS: usize = 4;
+/// Happenings ahead of the present one at which prefetching begins.
+const PREFETCHED_HAPPENINGS: usize = STAGE_HAPPENINGS * STAGES;
 
 /// One direction of a connection.
 #[derive(Debug, Default)]
@@ -23,7 +31,9 @@ struct Way {
     flow: Option<FlowId>,
 }
 
+/// Two cache lines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Connection {
     /// No other connection ever has the same.
     pub(crate) serial: u32,
@@ -39,6 +49,10 @@ pub(crate) struct Connection {
     ways: [Way; 2],
 }
 
+const _: () = assert!(size_of::<Connection>() == CONNECTION_LINES * 64);
+/// Cache lines of a connection.
+const CONNECTION_LINES: usize = 2;
+
 impl Connection {
     fn way_from(&self, node: u32) -> u8 {
         u8::from(self.ends[0] != node)
@@ -53,6 +67,15 @@ enum Happening {
     Open { from: u32, life: u32, to: u32 },
     Silence { connection: u32, serial: u32, cuts: u32 },
     Provided { node: u32, blob: u32 },
+}
+
+/// What the network calls the owner of a flow: a connection's number and one of its ways.
+fn owner_from(connection: u32, way: u8) -> u32 {
+    connection << 1 | u32::from(way)
+}
+
+fn way_of(owner: u32) -> (u32, u8) {
+    (owner >> 1, (owner & 1) as u8)
 }
 
 #[derive(Debug)]
@@ -113,11 +136,23 @@ impl Wire {
         self.outbox.not_before = self.until;
         for shard in 0..self.inbox.len() {
             let mut ops = std::mem::take(&mut self.inbox[shard]);
-            ops.drain(..).for_each(|op| self.carry_out(world, op));
+            for place in 0..ops.len() {
+                if let Some(Op::Send { connection, .. }) = ops.get(place + STAGE_HAPPENINGS) {
+                    self.prefetch_connection(*connection);
+                }
+                self.carry_out(world, ops[place]);
+            }
+            ops.clear();
             self.inbox[shard] = ops;
         }
-        while self.queue.next_at().is_some_and(|at| at < until) {
-            let Some((at, happening)) = self.queue.pop() else { return };
+        self.queue.plan(until);
+        for place in 0..PREFETCHED_HAPPENINGS {
+            self.prefetch(place);
+        }
+        while let Some((at, happening, planned)) = self.queue.pop_before(until) {
+            if planned {
+                self.prefetch(PREFETCHED_HAPPENINGS - 1);
+            }
             self.now = at;
             self.events += 1;
             match happening {
@@ -139,6 +174,58 @@ impl Wire {
             }
         }
         self.skip_to(until);
+    }
+
+    /// Prefetches for the planned happening at `place` and those before it, each its next stage.
+    fn prefetch(&self, place: usize) {
+        for stage in 0..STAGES {
+            let place = place.checked_sub(stage * STAGE_HAPPENINGS);
+            match place.and_then(|place| self.queue.ahead(place)) {
+                Some(Happening::Reached(milestone)) => self.prefetch_reached(stage, milestone.flow),
+                Some(Happening::Begin { connection, way, .. }) => {
+                    self.prefetch_begin(stage, *connection, *way)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn prefetch_reached(&self, stage: usize, flow: FlowId) {
+        let way = || way_of(self.network.owner_of(flow));
+        match stage {
+            0 => self.network.prefetch_place(flow),
+            1 => self.network.prefetch_flow(flow),
+            2 => self.prefetch_connection(way().0),
+            _ => self.prefetch_front(way()),
+        }
+    }
+
+    fn prefetch_begin(&self, stage: usize, connection: u32, way: u8) {
+        let flow = || self.way((connection, way)).and_then(|way| way.flow);
+        match stage {
+            0 => self.prefetch_connection(connection),
+            1 => {
+                self.prefetch_front((connection, way));
+                flow().iter().for_each(|flow| self.network.prefetch_place(*flow));
+            }
+            2 => flow().iter().for_each(|flow| self.network.prefetch_flow(*flow)),
+            _ => {}
+        }
+    }
+
+    fn prefetch_connection(&self, number: u32) {
+        if let Some(connection) = self.connections.get(number as usize) {
+            prefetch_lines(&connection.serial, 0..CONNECTION_LINES);
+        }
+    }
+
+    /// Prefetches the piece that is being sent, or will be next.
+    fn prefetch_front(&self, way: (u32, u8)) {
+        self.way(way).and_then(|way| way.queue.front()).into_iter().for_each(prefetch);
+    }
+
+    fn way(&self, (number, way): (u32, u8)) -> Option<&Way> {
+        self.connections.get(number as usize)?.ways.get(way as usize)
     }
 
     /// Nothing happens before `until`.
@@ -184,7 +271,7 @@ impl Wire {
             }
             Op::Provide { node, blob, at } => self.push(at, Happening::Provided { node, blob }),
             Op::LookUp { node, life, blob, at } => {
-                let digest = world.blobs[blob as usize].metainfo.digest();
+                let digest = world.digests[blob as usize];
                 let looked = self.dht.look_up(blob, node, at, &mut self.random);
                 let source = LookupSource::Dht;
                 let peers: Vec<_> = looked.providers.iter().map(|other| world.hint(*other)).collect();
@@ -278,7 +365,7 @@ impl Wire {
             Some(flow) => flow,
             None => {
                 let (up, down) = (self.access[from as usize].0, self.access[to as usize].1);
-                let flow = self.network.flow(number << 1 | u32::from(way), up, down, a.zone, b.zone);
+                let flow = self.network.flow(owner_from(number, way), up, down, a.zone, b.zone);
                 own.flow = Some(flow);
                 flow
             }
@@ -313,7 +400,7 @@ impl Wire {
     /// A flow has carried its piece, or part of it.
     fn reached(&mut self, milestone: Milestone) {
         let Some(owner) = self.network.owner(milestone.flow, milestone.serial) else { return };
-        let (number, way) = (owner >> 1, (owner & 1) as u8);
+        let (number, way) = way_of(owner);
         let connection = &mut self.connections[number as usize];
         let (from, to) = (connection.ends[way as usize], connection.ends[1 - way as usize]);
         let (serial, there) = (connection.serial, self.now + connection.delay);

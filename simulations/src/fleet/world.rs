@@ -14,8 +14,9 @@ use crate::truth::Truth;
 /// Delays of pairs of nodes differ by up to this part of the delay inside a zone.
 const SPREAD_PART: u64 = 5;
 
-/// What others see of a node.
+/// What others see of a node, in one cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Fact {
     pub(crate) peer: PeerId,
     /// How often it was started: what was meant for a life before is not for this one.
@@ -28,11 +29,12 @@ pub(crate) struct Fact {
     pub(crate) stopped: bool,
     /// It sends rubbish.
     pub(crate) corrupt: bool,
-    pub(crate) zone_name: Zone,
     pub(crate) roles: Roles,
     /// When it died.
     pub(crate) died: u64,
 }
+
+const _: () = assert!(size_of::<Fact>() == 64);
 
 #[derive(Debug)]
 pub(crate) struct World {
@@ -41,9 +43,13 @@ pub(crate) struct World {
     pub(crate) facts: Vec<Fact>,
     pub(crate) origins: Vec<u32>,
     pub(crate) blobs: Vec<Truth>,
+    /// Their digests.
+    pub(crate) digests: Vec<Digest>,
     pub(crate) by_digest: BTreeMap<Digest, u32>,
     /// Pairs of zones between which nothing passes.
     pub(crate) cut_zones: BTreeSet<(u32, u32)>,
+    /// The zones, by their numbers.
+    pub(crate) zones: Vec<Zone>,
     /// One-way delays between zones in nanoseconds.
     pub(crate) delays: Vec<Vec<u64>>,
 }
@@ -56,8 +62,10 @@ impl World {
             facts: Vec::new(),
             origins: Vec::new(),
             blobs: Vec::new(),
+            digests: Vec::new(),
             by_digest: BTreeMap::new(),
             cut_zones: BTreeSet::new(),
+            zones: Vec::new(),
             delays: Vec::new(),
         }
     }
@@ -104,12 +112,16 @@ impl World {
         between + hash_word(hash_word(HASH_START, pair), self.seed) % (spread + 1)
     }
 
+    fn zone(&self, fact: &Fact) -> &Zone {
+        &self.zones[fact.zone as usize]
+    }
+
     pub(crate) fn hint(&self, node: u32) -> PeerHint {
         let fact = self.fact(node);
         let ip = std::net::IpAddr::from(node.to_be_bytes());
         PeerHint {
             peer: fact.peer,
-            zone: fact.zone_name.clone(),
+            zone: self.zone(fact).clone(),
             endpoints: vec![Endpoint::from_ip(ip, 4002)],
             complete: false,
         }
@@ -118,7 +130,7 @@ impl World {
     /// The owners of a blob as a node knows them at `now`: those of its zone first, then zone by zone.
     pub(crate) fn owners(&self, node: u32, digest: &Digest, now: u64) -> Vec<u32> {
         let key = digest.multihash().to_bytes();
-        let own = &self.fact(node).zone_name;
+        let own = self.zone(self.fact(node));
         let forgotten = nanos(self.config.lookup.owner_forgotten_after);
         let asked = self.config.lookup.owners_asked;
         let known = |origin: &&u32| {
@@ -132,7 +144,7 @@ impl World {
             .iter()
             .filter(known)
             .map(|origin| {
-                let zone = &self.fact(*origin).zone_name;
+                let zone = self.zone(self.fact(*origin));
                 (zone != own, zone, *origin)
             })
             .collect();

@@ -1,9 +1,12 @@
 //! Flows by number. Those that carry something stand side by side, for all of them are gone through whenever rates are set.
 
+use shoal_engine::prefetch::{prefetch_at, prefetch_lines};
+
 use super::{FlowId, NOWHERE};
 
-/// One direction of a connection that has pieces to carry.
+/// One direction of a connection that has pieces to carry. Two cache lines.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Flow {
     pub(super) id: FlowId,
     pub(super) crosses: [u32; 3],
@@ -26,6 +29,10 @@ pub(super) struct Flow {
     /// Which of the links it crosses held it back when the rates were set.
     pub(super) held_back: [bool; 3],
 }
+
+const _: () = assert!(size_of::<Flow>() == FLOW_LINES * 64);
+/// Cache lines of a flow.
+const FLOW_LINES: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Flows {
@@ -58,6 +65,16 @@ impl Flows {
 
     pub(super) fn is_active(&self, id: FlowId) -> bool {
         self.places.get(id as usize).is_some_and(|place| *place != NOWHERE)
+    }
+
+    /// Prefetches where a flow is.
+    pub(super) fn prefetch_place(&self, id: FlowId) {
+        prefetch_at(&self.places, id as usize);
+    }
+
+    /// Prefetches a flow, once its place is there.
+    pub(super) fn prefetch(&self, id: FlowId) {
+        prefetch_lines(&self.get(id).id, 0..FLOW_LINES);
     }
 
     pub(super) fn get(&self, id: FlowId) -> &Flow {

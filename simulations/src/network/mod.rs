@@ -246,6 +246,21 @@ impl Network {
         (known.serial == serial).then_some(known.owner)
     }
 
+    /// Prefetches where a flow is.
+    pub(crate) fn prefetch_place(&self, flow: FlowId) {
+        self.flows.prefetch_place(flow);
+    }
+
+    /// Prefetches a flow, once its place is there.
+    pub(crate) fn prefetch_flow(&self, flow: FlowId) {
+        self.flows.prefetch(flow);
+    }
+
+    /// Whom a flow belongs to.
+    pub(crate) fn owner_of(&self, flow: FlowId) -> u32 {
+        self.flows.get(flow).owner
+    }
+
     pub(crate) fn is_active(&self, flow: FlowId) -> bool {
         self.flows.is_active(flow)
     }

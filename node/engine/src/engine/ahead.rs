@@ -8,14 +8,17 @@ use shoal_types::{Digest, PeerId};
 
 use super::{Engine, Shared};
 use crate::message::{Channel, Message};
+use crate::names::BlobName;
 use crate::prefetch::{prefetch, prefetch_ends};
 use crate::swarm::Swarm;
 use crate::timers::Timer;
 
 /// Stages of [`Engine::prefetch`].
-pub const STAGES: usize = 6;
+pub const STAGES: usize = 7;
 /// Runs of pieces of one message that are looked at.
 const PIECES_MAX: usize = 8;
+/// Cache lines of pieces being verified.
+const VERIFYING_LINES: usize = 1;
 
 /// What will come, as far as it matters for what will be looked at.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +30,9 @@ pub enum Ahead<'a> {
     /// [`crate::io::Input::PieceArrived`] or [`crate::io::Input::PieceProgress`].
     Arrived(&'a PeerId, Channel, u32),
     /// [`crate::io::Input::PieceSent`].
-    Sent(&'a PeerId, Digest),
+    Sent(&'a PeerId, &'a Digest),
     /// [`crate::io::Input::PieceVerified`].
-    Verified(Digest, u32),
+    Verified(&'a Digest, u32),
     /// [`Engine::handle_timeout`].
     Timeout,
 }
@@ -80,18 +83,30 @@ impl<'a> Ahead<'a> {
     }
 }
 
+/// What the stages before found, for one input.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trail {
+    /// Where the peer is among the peers.
+    peer: Option<usize>,
+    swarm: Option<BlobName>,
+    /// Where the peer is among the swarm's members.
+    member: Option<u32>,
+}
+
 impl Engine {
     /// Has a part of what an input will look at fetched into the processor's caches. To be called for each stage below [`STAGES`], one or
-    /// two other inputs apart, so that each finds what the one before had fetched. Changes nothing that decides anything.
+    /// two other inputs apart, so that each finds what the one before had fetched, with a trail that is new at the first. Changes
+    /// nothing that decides anything.
     #[inline]
-    pub fn prefetch(&self, stage: usize, ahead: &Ahead<'_>) {
+    pub fn prefetch(&self, stage: usize, ahead: &Ahead<'_>, trail: &mut Trail) {
         match stage {
             0 => self.prefetch_head(ahead),
             1 => self.prefetch_tables(ahead),
-            2 => self.prefetch_peer(ahead),
-            3 => self.prefetch_swarm(ahead),
-            4 => self.prefetch_member(ahead),
-            _ => self.prefetch_pieces(ahead),
+            2 => self.prefetch_peer(ahead, trail),
+            3 => self.prefetch_swarm(ahead, trail),
+            4 => self.prefetch_member(ahead, *trail),
+            5 => self.prefetch_pieces(ahead, *trail),
+            _ => self.prefetch_buckets(ahead, *trail),
         }
     }
 
@@ -104,8 +119,8 @@ impl Engine {
         if ahead.serves() {
             self.uploads.prefetch_head();
         }
-        if ahead.names_blob() {
-            self.names.prefetch_head();
+        if !matches!(ahead, Ahead::Timeout) {
+            self.names.prefetch_head(ahead.names_blob());
         }
     }
 
@@ -120,14 +135,17 @@ impl Engine {
         if ahead.names_blob() {
             self.names.prefetch_tables();
         }
-        if matches!(ahead, Ahead::Timeout) {
-            self.timers.prefetch_next();
+        match ahead {
+            Ahead::Timeout => self.timers.prefetch_next(),
+            Ahead::Arrived(..) | Ahead::Verified(..) => self.verifying.prefetch(VERIFYING_LINES),
+            _ => {}
         }
     }
 
-    fn prefetch_peer(&self, ahead: &Ahead<'_>) {
+    fn prefetch_peer(&self, ahead: &Ahead<'_>, trail: &mut Trail) {
         if let Some(peer) = ahead.peer() {
-            if let Some((key, known)) = self.peers.likely(peer) {
+            let place = self.peers.likely_place(peer);
+            if let Some((key, known)) = place.and_then(|place| self.peers.entry_at(place)) {
                 prefetch_ends(key);
                 prefetch(&known.channels);
                 known.flow.prefetch(!matches!(ahead, Ahead::Request(..)));
@@ -135,13 +153,31 @@ impl Engine {
             if ahead.serves() {
                 self.uploads.prefetch_queue(peer);
             }
-        } else if let Some((swarm, _)) = self.swarm_ahead(ahead) {
-            swarm.prefetch();
+            trail.peer = place;
+        } else {
+            trail.swarm = match ahead {
+                Ahead::Verified(digest, _) => self.names.get(digest),
+                _ => match self.timers.next_timer() {
+                    Some(Timer::Haves(name)) => Some(name),
+                    _ => None,
+                },
+            };
+            if let Some(swarm) = self.swarm_of(*trail) {
+                swarm.prefetch();
+            }
         }
     }
 
-    fn prefetch_swarm(&self, ahead: &Ahead<'_>) {
-        let Some((swarm, _)) = self.swarm_ahead(ahead) else { return };
+    fn prefetch_swarm(&self, ahead: &Ahead<'_>, trail: &mut Trail) {
+        if let Some(peer) = ahead.peer()
+            && let Some(channel) = ahead.channel()
+            && let Some(place) = self.peers.recall(peer, trail.peer.unwrap_or(usize::MAX))
+            && let Some(known) = self.peers.at(place)
+            && let Some(Shared { name, place }) = known.channels.get(channel)
+        {
+            (trail.swarm, trail.member) = (Some(*name), Some(*place));
+        }
+        let Some(swarm) = self.swarm_of(*trail) else { return };
         match ahead {
             Ahead::Verified(..) => swarm.prefetch_pieces(ahead.pieces()),
             Ahead::Timeout => swarm.news.prefetch(),
@@ -149,26 +185,36 @@ impl Engine {
         }
     }
 
-    fn prefetch_member(&self, ahead: &Ahead<'_>) {
-        let Some((swarm, place)) = self.swarm_ahead(ahead) else { return };
-        if let Some(place) = place {
-            swarm.prefetch_member(place);
-            swarm.news.prefetch_owed(place);
+    fn prefetch_member(&self, ahead: &Ahead<'_>, trail: Trail) {
+        let Some(swarm) = self.swarm_of(trail) else { return };
+        if let Some(place) = trail.member {
+            swarm.prefetch_member(place as usize);
+            swarm.news.prefetch_owed(place as usize);
             swarm.prefetch_pieces(ahead.pieces());
+            self.names.prefetch_digest(swarm.name);
         } else if matches!(ahead, Ahead::Timeout) {
             self.due(swarm).for_each(|place| swarm.prefetch_member(place));
+            swarm.prefetch_have();
         }
     }
 
-    fn prefetch_pieces(&self, ahead: &Ahead<'_>) {
-        let Some((swarm, place)) = self.swarm_ahead(ahead) else { return };
-        if let Some(place) = place {
-            swarm.prefetch_pieces_of(place, ahead.pieces().next().unwrap_or(0));
+    fn prefetch_pieces(&self, ahead: &Ahead<'_>, trail: Trail) {
+        let Some(swarm) = self.swarm_of(trail) else { return };
+        if let Some(place) = trail.member {
+            swarm.prefetch_pieces_of(place as usize, ahead.pieces().next().unwrap_or(0));
             if let (Some(blob), Ahead::Message(_, Some(Message::Have { .. }))) = (&swarm.blob, ahead) {
                 ahead.pieces().for_each(|piece| blob.picker.prefetch_bucket(piece));
             }
         } else if matches!(ahead, Ahead::Timeout) {
-            self.due(swarm).for_each(|place| swarm.prefetch_pieces_of(place, 0));
+            self.due(swarm).for_each(|place| swarm.prefetch_all_pieces_of(place));
+        }
+    }
+
+    fn prefetch_buckets(&self, ahead: &Ahead<'_>, trail: Trail) {
+        if let Ahead::Message(_, Some(Message::Have { .. })) = ahead
+            && let Some(blob) = self.swarm_of(trail).and_then(|swarm| swarm.blob.as_ref())
+        {
+            ahead.pieces().for_each(|piece| blob.picker.prefetch_moves(piece));
         }
     }
 
@@ -177,50 +223,93 @@ impl Engine {
         swarm.news.due(self.timers.next().unwrap_or(self.now))
     }
 
-    /// The swarm that an input is about, and the place among its members of the peer that it comes from.
-    fn swarm_ahead(&self, ahead: &Ahead<'_>) -> Option<(&Swarm, Option<usize>)> {
-        let (name, place) = match ahead {
-            Ahead::Verified(digest, _) => (self.names.get(digest)?, None),
-            Ahead::Timeout => match self.timers.next_timer()? {
-                Timer::Haves(name) => (name, None),
-                _ => return None,
-            },
-            _ => {
-                let channel = ahead.channel()?;
-                let Shared { name, place } = *self.peers.get(ahead.peer()?)?.channels.get(channel)?;
-                (name, Some(place as usize))
-            }
-        };
-        Some((self.swarms.get(name)?, place))
+    fn swarm_of(&self, trail: Trail) -> Option<&Swarm> {
+        self.swarms.get(trail.swarm?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use shoal_types::{Timestamp, Zone};
+    use std::sync::Arc;
 
-    /// What comes is a peer's: it may be about anything. What engines have is prefetched in all of the simulator's tests.
+    use shoal_types::{Metainfo, Timestamp, Zone};
+
+    use super::*;
+    use crate::io::{Input, Opened, ReaderId, ReaderWant};
+
+    /// What comes is a peer's: it may be about anything, and by the time of a stage what the one before found may be gone.
     #[test]
     fn what_is_unknown_is_passed_over() {
-        let peer = PeerId::from_public_key([1; 32]);
-        let engine = Engine::new(crate::EngineConfig::default(), peer, Zone::default(), 0, Timestamp::ZERO);
-        let (digest, to, piece) = (Digest::sha256(b"blob"), 7, u32::MAX);
-        let request = Message::Request { to, piece };
-        let have = Message::Have { to, runs: vec![(piece, piece)] };
-        let inputs = [
-            Ahead::Request(&peer, None),
-            Ahead::Request(&peer, Some(&request)),
-            Ahead::Message(&peer, Some(&have)),
-            Ahead::Arrived(&peer, to, piece),
-            Ahead::Sent(&peer, digest),
-            Ahead::Verified(digest, piece),
-            Ahead::Timeout,
-        ];
-        let before = format!("{engine:?}");
-        for stage in 0..=STAGES {
-            inputs.iter().for_each(|ahead| engine.prefetch(stage, ahead));
+        let digest = Digest::sha256(b"blob");
+        let peers = [1, 2].map(|n| PeerId::from_public_key([n; 32]));
+        let (to, unknown) = (0, u32::MAX);
+        let [request, other] = [0, unknown].map(|piece| Message::Request { to, piece });
+        let [have, more] =
+            [0, unknown].map(|piece| Message::Have { to, runs: vec![(piece, 1), (piece, piece)] });
+        for engine in [engine(peers[0], false), engine(peers[0], true)] {
+            let before = format!("{engine:?}");
+            let inputs = peers.iter().flat_map(|peer| {
+                let told = [&request, &other, &have, &more].map(|told| Ahead::Message(peer, Some(told)));
+                let more = [
+                    Ahead::Request(peer, None),
+                    Ahead::Request(peer, Some(&request)),
+                    Ahead::Arrived(peer, to, 0),
+                    Ahead::Arrived(peer, unknown, unknown),
+                    Ahead::Sent(peer, &digest),
+                    Ahead::Verified(&digest, 0),
+                    Ahead::Verified(&digest, unknown),
+                    Ahead::Timeout,
+                ];
+                told.into_iter().chain(more)
+            });
+            for ahead in inputs {
+                let (swarm, name) = (Some(BlobName::of(0)), Some(BlobName::of(unknown)));
+                let trails = [
+                    Trail::default(),
+                    Trail { peer: Some(usize::MAX), swarm, member: Some(unknown) },
+                    Trail { peer: Some(1), swarm, member: Some(1) },
+                    Trail { peer: Some(0), swarm: name, member: Some(0) },
+                ];
+                for trail in trails {
+                    (0..=STAGES).for_each(|stage| engine.prefetch(stage, &ahead, &mut trail.clone()));
+                    let mut trail = trail;
+                    (0..=STAGES).for_each(|stage| engine.prefetch(stage, &ahead, &mut trail));
+                }
+            }
+            assert_eq!(format!("{engine:?}"), before);
         }
-        assert_eq!(format!("{engine:?}"), before);
+    }
+
+    #[test]
+    fn what_a_message_is_about_is_found() {
+        let peer = PeerId::from_public_key([1; 32]);
+        let have = Message::Have { to: 0, runs: vec![(0, 1)] };
+        let engine = engine(peer, true);
+        let mut trail = Trail::default();
+        (0..STAGES).for_each(|stage| engine.prefetch(stage, &Ahead::Message(&peer, Some(&have)), &mut trail));
+        assert_eq!((trail.peer, trail.swarm, trail.member), (Some(0), Some(BlobName::of(0)), Some(0)));
+    }
+
+    /// An engine with a peer, and one that is about to share the blob with it.
+    fn engine(peer: PeerId, shares: bool) -> Engine {
+        let (local, now) = (PeerId::from_public_key([9; 32]), Timestamp::ZERO);
+        let mut engine = Engine::new(crate::EngineConfig::default(), local, Zone::default(), 0, now);
+        let (zone, roles) = (Zone::default(), shoal_types::Roles::NONE);
+        engine.handle_input(now, Input::PeerConnected { peer, zone, roles, endpoints: Vec::new() });
+        if shares {
+            let metainfo = Metainfo::of_bytes(shoal_types::Algorithm::Sha256, &[7; 3 << 20]).unwrap();
+            let (digest, metainfo) = (metainfo.digest(), Arc::new(metainfo));
+            let opened = Opened::Absent { owner: false, backend_down: false };
+            engine.handle_input(
+                now,
+                Input::ReaderOpened { reader: ReaderId(0), digest, want: ReaderWant::Whole },
+            );
+            engine.handle_input(now, Input::BlobOpened { digest, opened });
+            engine.handle_input(now, Input::MetainfoLearned { metainfo, vouched: None });
+            let message =
+                Message::Join { channel: 0, digest, wants_metainfo: false, probe: false, trace: None };
+            engine.handle_input(now, Input::Message { peer, message });
+        }
+        engine
     }
 }

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::io::{ReaderId, ReaderWant};
 use crate::keyed::{Map, Sorted};
 use crate::names::BlobName;
-use crate::prefetch::{prefetch_at, prefetch_ends, prefetch_lines};
+use crate::prefetch::{prefetch_at, prefetch_ends, prefetch_lines, prefetch_list};
 use crate::random::Random;
 use member::{Member, Outstanding};
 use news::News;
@@ -33,6 +33,9 @@ use zones::ZoneRanks;
 const PREFETCHED_LINES: Range<usize> = 1..6;
 /// Cache lines of pieces under way that are prefetched.
 const PENDING_LINES: usize = 4;
+
+/// Cache lines of a set of pieces that is gone through: 1024 pieces.
+const WORDS_LINES: usize = 2;
 
 /// Prefetches what tells whether a piece is in a set.
 fn prefetch_word(pieces: &Bitfield, piece: u32) {
@@ -252,6 +255,20 @@ impl Swarm {
         }
     }
 
+    /// Prefetches which pieces the member at a place has.
+    pub(crate) fn prefetch_all_pieces_of(&self, place: usize) {
+        if let Some(pieces) = self.members.at(place).and_then(|member| member.pieces.as_ref()) {
+            prefetch_list(pieces.words(), WORDS_LINES);
+        }
+    }
+
+    /// Prefetches which pieces are here.
+    pub(crate) fn prefetch_have(&self) {
+        if let Some(blob) = &self.blob {
+            prefetch_list(blob.have.words(), WORDS_LINES);
+        }
+    }
+
     /// Prefetches what is known of some pieces, and of those that are under way.
     pub(crate) fn prefetch_pieces(&self, pieces: impl Iterator<Item = u32>) {
         let Some(blob) = &self.blob else { return };
@@ -286,6 +303,7 @@ impl Swarm {
 
     /// Takes in a candidate that is not one yet.
     pub(crate) fn add_candidate(&mut self, candidate: Candidate) {
+        debug_assert!(!candidate.standing.is_useless(), "nothing is known of it yet");
         let peer = candidate.hint.peer;
         let member = self.members.contains_key(&peer);
         self.search.candidates.insert(peer, Candidate { member, ..candidate });

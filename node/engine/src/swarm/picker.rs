@@ -51,6 +51,21 @@ impl Picker {
         prefetch_at(&self.buckets, self.availability(piece).into());
     }
 
+    /// Prefetches what changes when one more peer has a piece.
+    pub(crate) fn prefetch_moves(&self, piece: u32) {
+        let availability = usize::from(self.availability(piece));
+        if self.is_wanted(piece)
+            && let Some(position) = self.position.get(piece as usize)
+            && let Some(bucket) = self.buckets.get(availability)
+        {
+            prefetch_at(bucket, *position as usize);
+            prefetch_at(bucket, bucket.len().saturating_sub(1));
+            if let Some(next) = self.buckets.get(availability.saturating_add(1)) {
+                prefetch_at(next, next.len());
+            }
+        }
+    }
+
     /// Number of wanted pieces.
     pub(crate) fn wanted(&self) -> usize {
         self.wanted
