@@ -152,17 +152,16 @@ impl Shard {
     /// Prefetches a part of what an event will look at, which is the `number`th of those that are planned, from the last on.
     #[inline]
     fn prefetch_event<const STAGE: usize>(&self, world: &World, event: &Event, number: usize) {
-        let stage = STAGE;
         let peer = |other: &u32| {
             let peer = &world.fact(*other).peer;
-            if stage == 0 {
+            if STAGE == 0 {
                 prefetch(peer);
             }
             peer
         };
         let (ahead, uses) = match event {
             Event::Message { from, message, request, .. } => {
-                let message = self.prefetch_message(stage, *message);
+                let message = self.prefetch_message(STAGE, *message);
                 if *request {
                     let piece = match message {
                         Some(Message::Request { piece, .. }) => Some(*piece),
@@ -196,15 +195,15 @@ impl Shard {
             | Event::Unlinked { .. }
             | Event::ReaderMoved { .. } => return,
         };
-        if stage == 0 {
+        if STAGE == 0 {
             prefetch(world.fact(event.node()));
         }
         let node = self.node(event.node());
         let place = &self.trails[number % TRAILS];
-        let mut trail = if stage == 0 { Trail { number, ..Trail::default() } } else { place.get() };
+        let mut trail = if STAGE == 0 { Trail { number, ..Trail::default() } } else { place.get() };
         debug_assert_eq!(trail.number, number);
-        node.prefetch(stage, &uses, &mut trail.link);
-        node.engine.prefetch(stage, &ahead, &mut trail.engine);
+        node.prefetch(STAGE, &uses, &mut trail.link);
+        node.engine.prefetch(STAGE, &ahead, &mut trail.engine);
         place.set(trail);
     }
 
@@ -492,9 +491,7 @@ impl Shard {
         own.tally.control_bytes += crate::trace::wire_bytes(message);
         let request = matches!(message, Message::Request { .. });
         // What is left in its place is of no use to anybody.
-        let mut sent = Box::new(Message::Leave { to: 0 });
-        std::mem::swap(&mut *sent, message);
-        let message = sent;
+        let message = Box::new(std::mem::replace(message, Message::Leave { to: 0 }));
         self.outbox.post(to, at, Mail::Message { node: to, from: node, serial, request, message });
     }
 
